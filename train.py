@@ -1,0 +1,492 @@
+"""
+GPT pretraining for a fixed time on one GPU (or, small, on a CPU): one file, one number. This is the file that the
+search edits; data, batches, the time budget and the metric come from prepare_data.py.
+
+    python train.py                           # after: python prepare_data.py
+    AUTORESEARCH_SCALE=cpu python train.py    # the small version, on any machine
+    AUTORESEARCH_SEED=7 python train.py       # another seed, same file
+    AUTORESEARCH_STEPS=50 python train.py     # a fixed number of steps instead of the time budget
+
+The recipe is that of the public autoresearch run of March 2026 with nanochat's later rounds: a decoder with rotary
+embeddings, QK-norm, relu^2 MLPs, value embeddings, a sliding attention window, Muon for matrices, AdamW for the rest.
+"""
+
+import gc
+import itertools
+import math
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from prepare_data import (
+    MAX_SEQ_LEN,
+    SCALE,
+    SEED,
+    STEPS,
+    TIME_BUDGET,
+    Tokenizer,
+    evaluate_bpb,
+    make_dataloader,
+    training_clock,
+)
+
+started = time.perf_counter()
+
+# -----------------------------------------------------------------------------
+# Hyperparameters
+
+if SCALE == "h100":
+    DEPTH = 9  # layers: the one dial, width and heads follow
+    ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
+    HEAD_DIM = 128
+    TOTAL_BATCH_SIZE = 2**18  # tokens per step
+    DEVICE_BATCH_SIZE = 64  # rows per forward pass: memory only, the step's token count stays
+    MOMENTUM_WARMUP_STEPS = 200
+else:
+    DEPTH = 2
+    ASPECT_RATIO = 32
+    HEAD_DIM = 32
+    TOTAL_BATCH_SIZE = 2**11
+    DEVICE_BATCH_SIZE = 16
+    MOMENTUM_WARMUP_STEPS = 50
+
+# Model
+WINDOW_PATTERN = "SSSSL"  # attention windows, repeated over the layers: S short, L long; the last layer is always long
+SHORT_WINDOW = 1 / 8  # of MAX_SEQ_LEN
+ROTARY_BASE = 200_000
+QK_SCALE = 1.2  # on q and k after their norm: a sharper softmax
+SOFTCAP = 15  # logits = SOFTCAP * tanh(logits / SOFTCAP)
+GATE_CHANNELS = 12  # channels that the value-embedding gate looks at
+GATE_RANGE = 3.0
+SMEAR_CHANNELS = 24
+
+# Initialization
+EMBEDDING_INIT = 0.8  # standard deviation
+HEAD_INIT = 0.001
+MATRIX_INIT = 0.68  # times dim^-0.5; output projections start at zero
+FC_INIT = 0.5  # times MATRIX_INIT, for the MLP's first matrix
+RESIDUAL_FIRST, RESIDUAL_LAST = 1.15, 1.05  # scalar on the residual stream, linear over the layers
+X0_FIRST, X0_LAST = 0.20, 0.05  # scalar on the embedding added back, likewise
+BACKOUT_INIT = 0.2
+
+# Optimizer: Muon for matrices, AdamW for the rest (its rates times (dim / 768)^-0.5)
+MATRIX_LR = 0.04
+MATRIX_WEIGHT_DECAY = 0.2
+MUON_MOMENTUM_FIRST, MUON_MOMENTUM, MUON_MOMENTUM_LAST = 0.85, 0.97, 0.90
+MUON_BETA2 = 0.9
+EMBEDDING_LR = 0.9
+EMBEDDING_WEIGHT_DECAY = 0.001
+VALUE_EMBEDDING_LR = 0.45
+VALUE_EMBEDDING_WEIGHT_DECAY = 0.003
+UNEMBEDDING_LR = 0.005
+UNEMBEDDING_WEIGHT_DECAY = 0.01
+RESIDUAL_LR = 0.005
+X0_LR = 0.5
+SMEAR_LR = 0.2
+
+# Schedule, over the fraction of the budget that is spent
+WARMDOWN_FRACTION = 0.75  # the learning rate falls linearly over this last part
+FINAL_LR_FRACTION = 0.05
+
+# -----------------------------------------------------------------------------
+# Attention
+
+
+def attend(q, k, v, window):
+    """Causal attention of (B, T, heads, head_dim) in which a position sees itself and `window` - 1 before it."""
+    B, T, H, D = q.shape
+    if q.is_cuda and window < T:
+        # FlashAttention-2 with a window, in the wheel; the batch is one packed sequence of B documents of length T.
+        from torch.nn.attention.varlen import varlen_attn
+
+        offsets = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+        q, k, v = (x.reshape(B * T, H, D) for x in (q, k, v))
+        return varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(window - 1, 0)).view(B, T, H, D)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if window >= T:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=band_mask(T, window, q.device))
+    return y.transpose(1, 2)
+
+
+def band_mask(T, window, device, cache={}):  # noqa: B006 (the default is the cache)
+    """(T, T) bool: True where a query (row) may see a key (column)."""
+    if (T, window) not in cache:
+        distance = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
+        cache[T, window] = (distance >= 0) & (distance < window)
+    return cache[T, window]
+
+
+# -----------------------------------------------------------------------------
+# Model
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    sequence_length: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    windows: list[int]  # per layer, in tokens
+
+
+def build_config(depth, vocab_size, sequence_length):
+    """Everything that follows from the depth."""
+    n_head = math.ceil(depth * ASPECT_RATIO / HEAD_DIM)
+    short = max(1, int(sequence_length * SHORT_WINDOW))
+    letters = itertools.islice(itertools.cycle(WINDOW_PATTERN), depth - 1)
+    windows = [short if letter == "S" else sequence_length for letter in letters] + [sequence_length]
+    return GPTConfig(vocab_size, sequence_length, depth, n_head, n_head * HEAD_DIM, windows)
+
+
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x, cos, sin):
+    """Rotary embedding of (B, T, heads, head_dim); cos and sin are (1, T, 1, head_dim / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+def has_value_embedding(layer, n_layer):
+    """Alternate layers, the last included."""
+    return (n_layer - 1 - layer) % 2 == 0
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on the normed stream and added to it."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        dim = config.n_embd
+        self.n_head, self.window = config.n_head, config.windows[layer]
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.fc = nn.Linear(dim, 4 * dim, bias=False)
+        self.fc_proj = nn.Linear(4 * dim, dim, bias=False)
+        gated = has_value_embedding(layer, config.n_layer)
+        self.gate = nn.Linear(GATE_CHANNELS, config.n_head, bias=False) if gated else None
+
+    def attention(self, x, value_embedding, cos, sin):
+        B, T, dim = x.shape
+        q, k, v = (linear(x).view(B, T, self.n_head, -1) for linear in (self.q, self.k, self.v))
+        if value_embedding is not None:  # mixed into v, as much as a gate per head says
+            gate = GATE_RANGE * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))
+            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
+        q, k = (norm(rotate(x, cos, sin)) * QK_SCALE for x in (q, k))
+        return self.proj(attend(q, k, v, self.window).reshape(B, T, dim))
+
+    def forward(self, x, value_embedding, cos, sin):
+        x = x + self.attention(norm(x), value_embedding, cos, sin)
+        return x + self.fc_proj(F.relu(self.fc(norm(x))).square())
+
+
+class GPT(nn.Module):
+    """(B, T) token ids -> (B, T, vocab_size) logits."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        dim, layers = config.n_embd, config.n_layer
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.value_embeddings = nn.ModuleDict(
+            {str(i): nn.Embedding(config.vocab_size, dim) for i in range(layers) if has_value_embedding(i, layers)}
+        )
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(layers))
+        self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
+        self.residual_scalars = nn.Parameter(torch.linspace(RESIDUAL_FIRST, RESIDUAL_LAST, layers))
+        self.x0_scalars = nn.Parameter(torch.linspace(X0_FIRST, X0_LAST, layers))
+        self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
+        self.smear_scalar = nn.Parameter(torch.zeros(1))
+        self.backout_scalar = nn.Parameter(torch.full((1,), BACKOUT_INIT))
+        head_dim = dim // config.n_head
+        frequencies = ROTARY_BASE ** -(torch.arange(0, head_dim, 2) / head_dim)
+        angles = torch.outer(torch.arange(config.sequence_length), frequencies)[None, :, None]
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self):
+        bound = MATRIX_INIT * 3**0.5 * self.config.n_embd**-0.5  # of a uniform with standard deviation dim^-0.5
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_INIT)
+        nn.init.normal_(self.lm_head.weight, std=HEAD_INIT)
+        for embedding in self.value_embeddings.values():
+            nn.init.uniform_(embedding.weight, -bound, bound)
+        for block in self.blocks:
+            for linear in (block.q, block.k, block.v):
+                nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.uniform_(block.fc.weight, -FC_INIT * bound, FC_INIT * bound)
+            nn.init.zeros_(block.proj.weight)
+            nn.init.zeros_(block.fc_proj.weight)
+            if block.gate is not None:
+                nn.init.uniform_(block.gate.weight, 0, 0.02)
+
+    def forward(self, idx):
+        T = idx.size(1)
+        cos, sin = self.cos[:, :T], self.sin[:, :T]
+        x = norm(self.embedding(idx))
+        smear = self.smear_scalar * torch.sigmoid(self.smear_gate(x[:, 1:, :SMEAR_CHANNELS]))
+        x = torch.cat((x[:, :1], x[:, 1:] + smear * x[:, :-1]), dim=1)  # each token sees a little of the one before
+        x0 = x
+        for i, block in enumerate(self.blocks):
+            x = self.residual_scalars[i] * x + self.x0_scalars[i] * x0
+            value_embedding = self.value_embeddings[str(i)](idx) if str(i) in self.value_embeddings else None
+            x = block(x, value_embedding, cos, sin)
+            if i == (len(self.blocks) - 1) // 2:
+                middle = x
+        x = norm(x - self.backout_scalar * middle)  # what only served the early layers is taken out again
+        logits = self.lm_head(x).float()
+        return SOFTCAP * torch.tanh(logits / SOFTCAP)
+
+    def flops_per_token(self):
+        """Training FLOPs: 6 per matmul parameter, 12 per attended position and channel."""
+        matmul = sum(p.numel() for p in self.blocks.parameters()) + self.lm_head.weight.numel()
+        return 6 * matmul + 12 * self.config.n_embd * sum(self.config.windows)
+
+
+# -----------------------------------------------------------------------------
+# Optimizer
+
+# Polar Express (arXiv 2505.16932): the coefficients of five steps towards the orthogonal factor of a matrix.
+POLAR_EXPRESS = [
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+]
+
+
+def orthogonalize(G):
+    """The nearest (semi-)orthogonal matrices to a stack (n, rows, columns), approximately, in bf16 on a GPU."""
+    X = G.bfloat16() if G.is_cuda else G
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
+    tall = X.size(-2) > X.size(-1)
+    X = X.mT if tall else X
+    for a, b, c in POLAR_EXPRESS:
+        A = X @ X.mT
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return (X.mT if tall else X).to(G.dtype)
+
+
+def muon_update(grads, params, momentum_buffer, second_moment, momentum, lr, weight_decay):
+    """One Muon step on a stack of matrices (n, rows, columns), in place. Scalars come as tensors: no recompilation."""
+    momentum_buffer.lerp_(grads, 1 - momentum)
+    update = orthogonalize(grads.lerp(momentum_buffer, momentum))  # Nesterov
+    # NorMuon (arXiv 2510.05491): even out the size of the rows (or columns) by their second moment, keep the total.
+    dim = -1 if params.size(-2) >= params.size(-1) else -2
+    mean_square = update.square().mean(dim=dim, keepdim=True)
+    second_moment.lerp_(mean_square, 1 - MUON_BETA2)
+    scale = second_moment.clamp_min(1e-10).rsqrt()
+    size_before = mean_square.sum(dim=(-2, -1), keepdim=True)
+    size_after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True)
+    update = update * scale * (size_before / size_after.clamp_min(1e-10)).sqrt()
+    lr = lr * max(1, params.size(-2) / params.size(-1)) ** 0.5
+    decay = weight_decay * params * ((update * params) >= 0)  # cautious: only where it agrees with the update
+    params.sub_(lr * (update + decay))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over groups of matrices of one shape, each group stepped as one stack."""
+
+    def __init__(self, matrices, lr, weight_decay):
+        shapes = {}
+        for matrix in matrices:
+            shapes.setdefault(matrix.shape, []).append(matrix)
+        groups = [{"params": stack} for stack in shapes.values()]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": MUON_MOMENTUM})
+        on_gpu = groups[0]["params"][0].is_cuda
+        self.update = torch.compile(muon_update, dynamic=False, fullgraph=True) if on_gpu else muon_update
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            matrices = group["params"]
+            grads = torch.stack([matrix.grad for matrix in matrices])
+            params = torch.stack(matrices)
+            state = self.state[matrices[0]]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(params)
+                dim = -1 if params.size(-2) >= params.size(-1) else -2
+                state["second_moment"] = torch.zeros_like(params.sum(dim=dim, keepdim=True))
+            scalars = (torch.tensor(group[name]) for name in ("momentum", "lr", "weight_decay"))
+            self.update(grads, params, state["momentum_buffer"], state["second_moment"], *scalars)
+            torch._foreach_copy_(matrices, list(params.unbind()))
+
+
+def build_optimizers(model):
+    """[Muon, AdamW] over every parameter once. Each group remembers its first rates for the schedule."""
+    adam_scale = (model.config.n_embd / 768) ** -0.5
+
+    def group(params, lr, betas, weight_decay=0.0):
+        return {"params": list(params), "lr": lr, "betas": betas, "weight_decay": weight_decay}
+
+    smear = [*model.smear_gate.parameters(), model.smear_scalar, model.backout_scalar]
+    embedding, head = model.embedding.parameters(), model.lm_head.parameters()
+    values = model.value_embeddings.parameters()
+    adam_groups = [
+        group(head, UNEMBEDDING_LR * adam_scale, (0.8, 0.96), UNEMBEDDING_WEIGHT_DECAY),
+        group(embedding, EMBEDDING_LR * adam_scale, (0.8, 0.995), EMBEDDING_WEIGHT_DECAY),
+        group(values, VALUE_EMBEDDING_LR * adam_scale, (0.8, 0.995), VALUE_EMBEDDING_WEIGHT_DECAY),
+        group([model.residual_scalars], RESIDUAL_LR, (0.8, 0.95), 0.05),
+        group([model.x0_scalars], X0_LR, (0.96, 0.95)),
+        group(smear, SMEAR_LR, (0.8, 0.95)),
+    ]
+    adamw = torch.optim.AdamW(adam_groups, eps=1e-10, fused=True)
+    muon = Muon(model.blocks.parameters(), MATRIX_LR, MATRIX_WEIGHT_DECAY)
+    for group in muon.param_groups + adamw.param_groups:
+        group["first_lr"], group["first_weight_decay"] = group["lr"], group["weight_decay"]
+    return [muon, adamw]
+
+
+def lr_multiplier(progress):
+    """1, then linearly down to FINAL_LR_FRACTION over the last WARMDOWN_FRACTION of the budget."""
+    left = min(1.0, (1 - progress) / WARMDOWN_FRACTION)
+    return left + (1 - left) * FINAL_LR_FRACTION
+
+
+def muon_momentum(step, progress):
+    """Up over the first steps, down again with the learning rate."""
+    warm = min(step / MOMENTUM_WARMUP_STEPS, 1)
+    momentum = MUON_MOMENTUM_FIRST + (MUON_MOMENTUM - MUON_MOMENTUM_FIRST) * warm
+    left = min(1.0, (1 - progress) / WARMDOWN_FRACTION)
+    return left * momentum + (1 - left) * MUON_MOMENTUM_LAST
+
+
+def set_schedule(optimizers, step, progress):
+    """Rates for this step; Muon's weight decay falls to zero along a cosine."""
+    muon, adamw = optimizers
+    for group in muon.param_groups + adamw.param_groups:
+        group["lr"] = group["first_lr"] * lr_multiplier(progress)
+    for group in muon.param_groups:
+        group["momentum"] = muon_momentum(step, progress)
+        group["weight_decay"] = group["first_weight_decay"] * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# -----------------------------------------------------------------------------
+# Setup
+
+torch.manual_seed(SEED)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cuda":
+    torch.set_float32_matmul_precision("high")
+    autocast = torch.autocast("cuda", torch.bfloat16)
+else:
+    torch.set_num_threads(1)  # two threads stall each other as soon as anything else runs
+    autocast = nullcontext()
+
+tokenizer = Tokenizer.from_directory()
+config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
+tokens_per_pass = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
+assert TOTAL_BATCH_SIZE % tokens_per_pass == 0, f"TOTAL_BATCH_SIZE is not a multiple of {tokens_per_pass} tokens"
+grad_accum_steps = TOTAL_BATCH_SIZE // tokens_per_pass
+batches = make_dataloader(tokenizer, DEVICE_BATCH_SIZE, MAX_SEQ_LEN, "train")
+
+model = GPT(config).to(device)
+model.init_weights()
+optimizers = build_optimizers(model)
+num_params = sum(p.numel() for p in model.parameters())
+flops_per_token = model.flops_per_token()
+PEAK_FLOPS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12, "L40": 181e12}  # dense bf16
+device_name = torch.cuda.get_device_name() if device == "cuda" else ""
+peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), math.inf)  # unknown: MFU 0
+compiled_model = torch.compile(model, dynamic=False) if device == "cuda" else model
+print(f"{device_name or 'CPU'} | {num_params / 1e6:.1f} M parameters | depth {DEPTH} | dim {config.n_embd}", end=" ")
+print(f"| {TOTAL_BATCH_SIZE} tokens per step, {grad_accum_steps} passes | windows {config.windows}")
+
+# -----------------------------------------------------------------------------
+# Training
+
+
+def train_step(batches, step, progress):
+    """One optimizer step over grad_accum_steps batches. Returns the mean loss (a tensor: reading it would wait)."""
+    total = torch.zeros((), device=device)
+    for _ in range(grad_accum_steps):
+        inputs, targets, _ = next(batches)
+        with autocast:
+            logits = compiled_model(inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / grad_accum_steps
+        loss.backward()
+        total += loss.detach()
+    set_schedule(optimizers, step, progress)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return total
+
+
+# Compile and warm up on steps that are undone: no training happens before the clock starts.
+weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+first_batch = next(batches)
+for _ in range(2):
+    train_step(itertools.repeat(first_batch), 0, 0.0).item()
+model.load_state_dict(weights)
+for optimizer in optimizers:
+    optimizer.state.clear()
+torch.manual_seed(SEED)
+batches = itertools.chain([first_batch], batches)
+del weights
+gc.collect()
+gc.freeze()
+gc.disable()  # a collection would stall the GPU in mid-step
+
+step, progress, training_seconds, smooth_loss = 0, 0.0, 0.0, 0.0
+clock_start = training_clock()
+previous_loss = None
+while progress < 1:
+    loss = train_step(batches, step, progress)
+    step += 1
+    # Read the loss of the step before: it is there already, so the GPU never waits for the host.
+    current = loss if previous_loss is None or STEPS else previous_loss
+    value, previous_loss = current.item(), loss
+    if not value < 100:
+        print(f"\nloss is {value} at step {step}: training has diverged")
+        sys.exit(1)
+    training_seconds = training_clock() - clock_start
+    progress = min(1.0, step / STEPS if STEPS else training_seconds / TIME_BUDGET)
+    smooth_loss = 0.9 * smooth_loss + 0.1 * value
+    tokens_per_second = step * TOTAL_BATCH_SIZE / training_seconds
+    mfu_percent = 100 * flops_per_token * tokens_per_second / peak_flops
+    seconds_left = training_seconds / progress - training_seconds
+    print(
+        f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
+        f"{tokens_per_second / 1e3:.1f} k tok/s | mfu {mfu_percent:.1f} % | {seconds_left:.0f} s left",
+        end="  ",
+        flush=True,
+    )
+
+if device == "cuda":
+    torch.cuda.synchronize()
+training_seconds = training_clock() - clock_start
+if not loss.item() < 100:
+    print(f"\nloss is {loss.item()} at step {step}: training has diverged")
+    sys.exit(1)
+
+# -----------------------------------------------------------------------------
+# Summary
+
+model.eval()
+with autocast:
+    val_bpb = evaluate_bpb(compiled_model, tokenizer, DEVICE_BATCH_SIZE)
+if device == "cuda":
+    peak_mb = torch.cuda.max_memory_allocated() / 2**20
+else:
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+print("\n---")
+print(f"val_bpb:          {val_bpb:.6f}")
+print(f"training_seconds: {training_seconds:.1f}")
+print(f"total_seconds:    {time.perf_counter() - started:.1f}")
+print(f"peak_vram_mb:     {peak_mb:.1f}")
+print(f"mfu_percent:      {mfu_percent:.2f}")
+print(f"total_tokens_M:   {step * TOTAL_BATCH_SIZE / 1e6:.1f}")
+print(f"num_steps:        {step}")
+print(f"num_params_M:     {num_params / 1e6:.1f}")
+print(f"depth:            {DEPTH}")
