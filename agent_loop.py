@@ -1,0 +1,852 @@
+"""
+The loop: propose an edit of train.py, train it, judge the number, let git keep or drop it. Again, until time is up.
+
+    python agent_loop.py --demo                       # no GPU, no key, no download: about five minutes
+    python agent_loop.py --hours 48                   # the real thing; needs ANTHROPIC_API_KEY and prepared data
+    python agent_loop.py --hours 8 --proposer mutate  # no LLM: random changes of constants, the baseline to beat
+    python agent_loop.py --hours 8 --proposer command --command 'claude -p "improve train.py as program.md says"'
+
+The same command again goes on where the last one stopped, however it stopped. Steer by editing program.md at any time.
+
+What is written, and in which order, so that a kill at any point loses nothing:
+  1. the candidate as a commit object, parent = the best so far, and refs/autoresearch/<tag>/NNNN on it
+  2. the run, in runs/<tag>/NNNN/
+  3. the same commit with the result in its message, and the ref on that
+  4. a row in results.tsv: from here on the experiment counts
+  5. for a keep: the branch autoresearch/<tag> moves to the commit, train.py follows
+A ref without a row is trained again; a kept row that the branch does not have yet is caught up with.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import typing
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import git
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from proposers import PROPOSERS, CannotPropose, Context, Proposal, ProposalFailed, Usage, check_key
+from run_experiment import ROOT, RunResult, fail, run_experiment
+
+# -----------------------------------------------------------------------------
+# Settings: the front matter of program.md
+
+
+@dataclass(frozen=True)
+class Keep:
+    min_gain: float | None = None  # None: DEFAULT_MIN_GAIN of the scale
+
+
+@dataclass(frozen=True)
+class Prices:
+    input: float = 4.0
+    output: float = 20.0
+    cache_read: float = 0.2
+    cache_write: float = 8.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str = "claude-opus-5-5"
+    effort: str = "high"
+    max_turns: int = 40
+    max_cost: float | None = None
+    prices: Prices = Prices()
+    proposal_timeout: float = 1800.0
+    kill_after: float | None = None
+    keep: Keep = Keep()
+
+
+DEFAULT_MIN_GAIN = {"h100": 0.0005, "cpu": 0.005}
+
+
+def read_settings(cls, values, where: str):
+    """A dataclass of settings from parsed YAML. Raises ValueError that names an unknown key or a wrong type."""
+    if values is None:
+        return cls()
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the front matter'} is not a list of `key: value` lines")
+    types = typing.get_type_hints(cls)
+    checked = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in types:
+            raise ValueError(f"unknown key `{name}`; known are: {', '.join(types)}")
+        if dataclasses.is_dataclass(types[key]):
+            checked[key] = read_settings(types[key], value, f"{name}.")
+            continue
+        allowed = typing.get_args(types[key]) or (types[key],)
+        accepted = (*allowed, int) if float in allowed else allowed
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ValueError(f"`{name}: {value}` should be {expected}")
+        if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"`{name}: {value}` should be 0 or more")
+        checked[key] = value
+    return cls(**checked)
+
+
+def parse_program(text: str) -> tuple[Settings, str]:
+    """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid."""
+    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
+    if not match:
+        return Settings(), text
+    try:
+        values = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
+    settings = read_settings(Settings, values, "")
+    if settings.effort not in ("low", "medium", "high", "xhigh", "max"):
+        raise ValueError(f"`effort: {settings.effort}` should be low, medium, high, xhigh or max")
+    return settings, text[match.end() :]
+
+
+# -----------------------------------------------------------------------------
+# Git: commits are made as objects; the user's index and working tree are left alone
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def signals_held():
+    """Ctrl-C reaches every process of the terminal: git, started with these signals blocked, finishes what it does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def open_repository() -> git.Repo:
+    """The git repository of this folder, able to commit even where no user.name is set."""
+    try:
+        repo = git.Repo(ROOT)
+        repo.head.commit  # noqa: B018 (raises without a first commit)
+    except (git.InvalidGitRepositoryError, ValueError):
+        fail(f"{ROOT} is not a git repository with a commit; run: git init && git add -A && git commit -m start")
+    reader = repo.config_reader()
+    if not reader.has_option("user", "email"):
+        names = {"NAME": "autoresearch", "EMAIL": "autoresearch@localhost"}
+        env = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
+        repo.git.update_environment(**env)
+    return repo
+
+
+def commit_file(repo: git.Repo, parent: str, name: str, text: str, message: str) -> str:
+    """A commit object: the tree of `parent` with `text` as its file `name`. Nothing else changes. Returns its hash."""
+    scratch, index = (Path(repo.git_dir) / f"autoresearch.{suffix}" for suffix in ("blob", "index"))
+    scratch.write_text(text)
+    with signals_held(), repo.git.custom_environment(GIT_INDEX_FILE=str(index)):
+        blob = repo.git.hash_object("-w", "--no-filters", "--", str(scratch))
+        repo.git.read_tree(parent)
+        repo.git.update_index("--add", "--cacheinfo", f"100644,{blob},{name}")
+        return repo.git.commit_tree(repo.git.write_tree(), "-p", parent, "-m", message)
+
+
+def set_ref(repo: git.Repo, ref: str, commit: str) -> None:
+    with signals_held():
+        repo.git.update_ref(ref, commit)
+
+
+def file_at(repo: git.Repo, commit: str, name: str) -> str:
+    """The text of a file in a commit, "" if it is not there."""
+    tree = repo.commit(commit).tree
+    return (tree / name).data_stream.read().decode() if name in tree else ""
+
+
+def experiment_ref(tag: str, number: int) -> str:
+    return f"refs/autoresearch/{tag}/{number:04d}"
+
+
+# -----------------------------------------------------------------------------
+# Ledger: results.tsv
+
+
+@dataclass
+class Row:
+    """One experiment. The first five columns are those of the public recipe; val_bpb is 0 where there is none."""
+
+    commit: str
+    val_bpb: float
+    memory_gb: float
+    status: str  # keep, discard, crash, timeout, invalid, interrupted
+    description: str
+    number: int
+    gain: float  # over the best it was tried on; nan where there is none
+    parent: str  # the commit of that best
+    seconds: float  # wall-clock of the run
+    tokens: int
+    cost: float  # US dollars
+    started: str
+
+    def line(self) -> str:
+        values = dataclasses.asdict(self) | {
+            "val_bpb": f"{self.val_bpb:.6f}",
+            "memory_gb": f"{self.memory_gb:.1f}",
+            "description": one_line(self.description)[:300],
+            "gain": f"{self.gain:+.6f}" if math.isfinite(self.gain) else "",
+            "seconds": f"{self.seconds:.1f}",
+            "cost": f"{self.cost:.4f}",
+        }
+        return "\t".join(str(value) for value in values.values()) + "\n"
+
+
+def one_line(text: str) -> str:
+    """No newline, tab or control character: safe in a table, a commit subject and a terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
+HEADER = "\t".join(name.name for name in dataclasses.fields(Row)) + "\n"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of results.tsv. A last line that a kill cut short is dropped; its experiment runs again."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    types = list(typing.get_type_hints(Row).values())
+    rows = []
+    for number, line in enumerate(whole.splitlines()[1:], 2):
+        cells = line.split("\t")
+        try:
+            cells = [(cell or "nan") if kind is float else cell for kind, cell in zip(types, cells, strict=True)]
+            rows.append(Row(*(kind(cell) for kind, cell in zip(types, cells, strict=True))))
+        except ValueError:
+            fail(f"{path.name}: line {number} is not a row of {len(types)} columns; restore it with git or delete it")
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row in one write that is on disk when this returns."""
+    with open(path, "a") as file:
+        file.write(row.line())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -----------------------------------------------------------------------------
+# Judgement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    status: str
+    gain: float  # best - candidate in val_bpb, positive is better; nan without a number
+    reason: str
+
+
+def judge(result: RunResult, best: float, min_gain: float) -> Verdict:
+    """What becomes of a run, from numbers alone. `best` is inf for the baseline, which is kept if it trained."""
+    if result.status != "ok":
+        return Verdict(result.status, math.nan, result.error)
+    if not (math.isfinite(result.val_bpb) and 0 < result.val_bpb < 20):
+        return Verdict("invalid", math.nan, f"val_bpb {result.val_bpb} is not a plausible number of bits per byte")
+    if math.isinf(best):
+        return Verdict("keep", math.nan, "baseline")
+    gain = best - result.val_bpb
+    if gain > min_gain:
+        return Verdict("keep", gain, f"gain over {min_gain:g}")
+    return Verdict("discard", gain, f"gain not over {min_gain:g}")
+
+
+# -----------------------------------------------------------------------------
+# The search and its state on disk
+
+
+@dataclass
+class Search:
+    """One tag's search: what is on disk, and what this session was asked for."""
+
+    repo: git.Repo
+    tag: str
+    scale: str
+    seed: int
+    time_budget: int
+    proposer: str
+    command: str
+    experiments: int | None
+    deadline: float  # time.time() at which everything has to be over
+    console: Console
+    stop: threading.Event = field(default_factory=threading.Event)
+    settings: Settings = Settings()
+    instructions: str = ""
+    rows: list[Row] = field(default_factory=list)
+    note: str = ""  # for the next proposal: how the last one failed
+    unbooked: Usage = field(default_factory=Usage)  # of failed proposals; booked on the next experiment
+    failures: int = 0  # proposals failed in a row
+    blocked: str = ""  # what only a person can mend
+
+    @property
+    def branch(self) -> str:
+        return f"autoresearch/{self.tag}"
+
+    @property
+    def results(self) -> Path:
+        return ROOT / "results.tsv"
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / "runs" / self.tag
+
+    @property
+    def head(self) -> str:
+        """The commit of the branch, wherever the user's HEAD is."""
+        return self.repo.commit(f"refs/heads/{self.branch}").hexsha
+
+    @property
+    def checked_out(self) -> bool:
+        return not self.repo.head.is_detached and self.repo.head.ref.name == self.branch
+
+    @property
+    def kept(self) -> list[Row]:
+        return [row for row in self.rows if row.status == "keep"]
+
+    @property
+    def best(self) -> float:
+        return self.kept[-1].val_bpb if self.kept else math.inf
+
+    @property
+    def kill_after(self) -> float:
+        return self.settings.kill_after or max(2 * self.time_budget, self.time_budget + 60)
+
+    @property
+    def min_gain(self) -> float:
+        given = self.settings.keep.min_gain
+        return DEFAULT_MIN_GAIN[self.scale] if given is None else given
+
+    def say(self, text: str) -> None:
+        """Show a line and add it to the log."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        with open(self.folder / "loop.log", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def enter_branch(search: Search) -> None:
+    """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring branch, train.py and ledger together."""
+    repo, branch = search.repo, search.branch
+    rescue_results(search)
+    fresh = branch not in repo.heads
+    try:
+        with signals_held():
+            repo.git.switch(*(["-c", branch] if fresh else [branch]))
+    except git.GitCommandError as error:
+        fail(f"git cannot switch to {branch}: {' '.join(error.stderr.split())}")
+    search.folder.mkdir(parents=True, exist_ok=True)
+    if fresh or not search.results.exists():
+        search.results.write_text(HEADER)
+    search.rows = read_rows(search.results)
+    if search.kept:
+        best = repo.commit(experiment_ref(search.tag, search.kept[-1].number))
+        if best.parents and best.parents[0] == repo.head.commit:  # killed between row and branch
+            set_ref(repo, f"refs/heads/{branch}", best.hexsha)
+    restore_train(search)
+
+
+def rescue_results(search: Search) -> None:
+    """Commit rows that a killed loop left uncommitted on the branch of another tag, before leaving that branch."""
+    head = search.repo.head
+    if head.is_detached or head.ref.name == search.branch or not head.ref.name.startswith("autoresearch/"):
+        return
+    commit_results(search.repo, head.ref.name, f"Results of {head.ref.name}")
+
+
+def restore_train(search: Search) -> None:
+    """train.py is the branch's. A kill between the branch's move and the file's leaves the parent's text: caught up."""
+    if not search.repo.git.status("--porcelain", "--", "train.py"):
+        return
+    on_disk = (ROOT / "train.py").read_text()
+    parents = search.repo.head.commit.parents
+    if not parents or on_disk != file_at(search.repo, parents[0].hexsha, "train.py"):
+        fail(f"train.py differs from the best of {search.branch}; commit your edit or undo it: git restore train.py")
+    follow_best(search, on_disk)
+
+
+def follow_best(search: Search, before: str) -> None:
+    """train.py becomes the branch's, unless someone edited it meanwhile: a user's edit is never overwritten."""
+    if not search.checked_out or (ROOT / "train.py").read_text() != before:
+        search.say(f"train.py was changed by hand and is left alone; the best is: git show {search.branch}:train.py")
+        return
+    with signals_held():
+        search.repo.git.checkout("HEAD", "--", "train.py")
+
+
+def commit_results(repo: git.Repo, branch: str, message: str) -> None:
+    """results.tsv as it is on disk, as a commit on top of `branch`."""
+    head, text = repo.commit(f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
+    if file_at(repo, head.hexsha, "results.tsv") == text:
+        return
+    commit = commit_file(repo, head.hexsha, "results.tsv", text, message)
+    set_ref(repo, f"refs/heads/{branch}", commit)
+    if not repo.head.is_detached and repo.head.ref.name == branch:
+        with signals_held():
+            repo.git.add("results.tsv")
+
+
+def reload_program(search: Search) -> None:
+    """Read program.md again. A change is said; a broken file keeps the last good settings and says so."""
+    try:
+        settings, instructions = parse_program((ROOT / "program.md").read_text())
+    except (ValueError, OSError) as error:
+        search.say(f"program.md is not valid ({error}); going on with the last good one")
+        return
+    if instructions != search.instructions:
+        search.say("program.md: new instructions")
+    for setting in dataclasses.fields(Settings):
+        old, new = getattr(search.settings, setting.name), getattr(settings, setting.name)
+        if old != new:
+            search.say(f"program.md: {setting.name} {old} -> {new}")
+    search.settings, search.instructions = settings, instructions
+
+
+# -----------------------------------------------------------------------------
+# One experiment
+
+
+@dataclass
+class Candidate:
+    """An experiment with its commit and ref, ready to run."""
+
+    number: int
+    source: str
+    proposal: Proposal
+    best: float  # val_bpb that it has to beat
+
+
+def next_number(search: Search) -> int:
+    refs = search.repo.git.for_each_ref("--format=%(refname)", f"refs/autoresearch/{search.tag}/").split()
+    return max([row.number for row in search.rows] + [int(ref.rpartition("/")[2]) for ref in refs], default=-1) + 1
+
+
+def unfinished(search: Search) -> Candidate | None:
+    """The experiment that has a ref but no row: a kill came in between, and it runs again."""
+    number = next_number(search) - 1
+    if number < 0 or any(row.number == number for row in search.rows):
+        return None
+    source = file_at(search.repo, experiment_ref(search.tag, number), "train.py")
+    stored = search.folder / f"{number:04d}" / "proposal.json"
+    if stored.exists():
+        values = json.loads(stored.read_text())
+        proposal = Proposal(values["description"], source, Usage(**values["usage"]))
+    else:
+        subject = search.repo.commit(experiment_ref(search.tag, number)).summary
+        proposal = Proposal("baseline" if not search.kept else re.sub(r"^\d+: ", "", subject), source)
+    search.say(f"{number:4d}  was left without a result and runs now")
+    return Candidate(number, source, proposal, search.best)
+
+
+def propose(search: Search) -> Proposal:
+    """Ask the proposer, in a thread that is left behind if the user wants to stop."""
+    context = Context(
+        number=next_number(search),
+        seed=search.seed,
+        scale=search.scale,
+        settings=search.settings,
+        instructions=search.instructions,
+        best_source=file_at(search.repo, search.head, "train.py"),
+        history=search.results.read_text(),
+        tried=[row.description for row in search.rows if row.parent == search.kept[-1].commit],
+        note=search.note,
+        folder=search.folder / f"{next_number(search):04d}",
+        deadline=min(search.deadline - run_seconds(search), time.time() + search.settings.proposal_timeout),
+        command=search.command,
+        should_stop=search.stop.is_set,
+    )
+    outcome: list[Proposal | ProposalFailed] = []
+
+    def work():
+        try:
+            outcome.append(PROPOSERS[search.proposer](context))
+        except ProposalFailed as failure:
+            outcome.append(failure)
+        except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
+            search.log(traceback.format_exc())
+            outcome.append(ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)"))
+
+    thread = threading.Thread(target=work, daemon=True)
+    with search.console.status(f"{context.number:4d}  {search.proposer} is thinking"):
+        thread.start()
+        while thread.is_alive() and not search.stop.is_set():
+            thread.join(0.2)
+    if search.stop.is_set():
+        thread.join(10)  # a command is being killed
+        raise ProposalFailed("stopped")
+    if isinstance(outcome[0], ProposalFailed):
+        raise outcome[0]
+    return outcome[0]
+
+
+def next_candidate(search: Search) -> Candidate | None:
+    """The next experiment: the baseline first, then what the proposer has; None if it had nothing."""
+    number = next_number(search)
+    if not search.kept:
+        set_ref(search.repo, experiment_ref(search.tag, number), search.head)
+        source = file_at(search.repo, search.head, "train.py")
+        return Candidate(number, source, Proposal("baseline", source), math.inf)
+    try:
+        proposal = propose(search)
+    except ProposalFailed as failure:
+        proposal_failed(search, failure)
+        return None
+    search.failures = 0
+    proposal.usage, search.unbooked = proposal.usage + search.unbooked, Usage()
+    folder = search.folder / f"{number:04d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {"description": proposal.description, "usage": vars(proposal.usage)}
+    (folder / "proposal.json").write_text(json.dumps(stored, indent=1))
+    message = f"{number:04d}: {one_line(proposal.description)}"
+    commit = commit_file(search.repo, search.head, "train.py", proposal.source, message)
+    set_ref(search.repo, experiment_ref(search.tag, number), commit)
+    return Candidate(number, proposal.source, proposal, search.best)
+
+
+def proposal_failed(search: Search, failure: ProposalFailed) -> None:
+    """Say it, remember it for the next proposal, wait a little longer each time. CannotPropose ends the session."""
+    search.unbooked = search.unbooked + failure.usage
+    if search.stop.is_set():
+        return
+    search.failures += 1
+    search.note = f"The last proposal failed: {failure}"
+    search.say(f"   -  no proposal: {failure}")
+    if isinstance(failure, CannotPropose):
+        search.blocked = str(failure)
+        return
+    search.stop.wait(min(2 ** (search.failures - 2), 300, max(0, search.deadline - time.time())))
+
+
+def run(search: Search, candidate: Candidate) -> RunResult:
+    """Train a candidate, showing what goes on."""
+    best = f"best {candidate.best:.6f}" if math.isfinite(candidate.best) else ""
+    title = f"{candidate.number:4d}  {one_line(candidate.proposal.description)[:70]}"
+    with search.console.status(title) as status:
+        return run_experiment(
+            candidate.source,
+            search.seed,
+            search.scale,
+            search.folder / f"{candidate.number:04d}",
+            search.kill_after,
+            lambda: search.stop.is_set() or time.time() > search.deadline,
+            lambda line: status.update(Text(f"{title} | {line} | {best}")),
+        )
+
+
+def record(search: Search, candidate: Candidate, result: RunResult, verdict: Verdict, started: float) -> None:
+    """Commit message, ref, row, branch, train.py, picture: in the order that the module's docstring gives."""
+    repo, ref = search.repo, experiment_ref(search.tag, candidate.number)
+    commit = repo.commit(ref).hexsha
+    best_commit = search.kept[-1].commit if search.kept else commit[:7]
+    is_baseline = math.isinf(candidate.best)
+    if not is_baseline:
+        message = result_message(search, candidate, result, verdict)
+        commit = commit_file(repo, search.head, "train.py", candidate.source, message)
+        set_ref(repo, ref, commit)
+    usage = candidate.proposal.usage
+    row = Row(
+        commit=commit[:7],
+        val_bpb=result.val_bpb if verdict.status in ("keep", "discard") else 0.0,
+        memory_gb=result.memory_gb,
+        status=verdict.status,
+        description=candidate.proposal.description,
+        number=candidate.number,
+        gain=verdict.gain,
+        parent=best_commit,
+        seconds=result.seconds,
+        tokens=usage.tokens,
+        cost=usage.cost,
+        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
+    )
+    append_row(search.results, row)
+    search.rows.append(row)
+    if verdict.status == "keep" and not is_baseline:
+        before = file_at(repo, search.head, "train.py")
+        set_ref(repo, f"refs/heads/{search.branch}", commit)
+        follow_best(search, before)
+    crashed = verdict.status in ("crash", "timeout", "invalid")
+    search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{result.tail}" if crashed else ""
+    search.say(result_line(row, verdict))
+    draw_progress(search.rows, ROOT / "progress.png")
+
+
+def result_message(search: Search, candidate: Candidate, result: RunResult, verdict: Verdict) -> str:
+    """The commit message of a finished experiment: its number in the subject, the measurement below."""
+    subject = f"{candidate.number:04d}: {one_line(candidate.proposal.description)}"
+    if not math.isfinite(verdict.gain):
+        return f"{subject} ({verdict.status})\n\n{verdict.reason}"
+    facts = "\n".join(f"{name}: {value:g}" for name, value in result.summary.items() if name != "val_bpb")
+    return (
+        f"{subject} (val_bpb {result.val_bpb:.6f}, {verdict.gain:+.6f})\n\n"
+        f"{verdict.status}: {verdict.reason}; best before {candidate.best:.6f}\nseed: {search.seed}\n{facts}"
+    )
+
+
+def result_line(row: Row, verdict: Verdict) -> str:
+    """One experiment on one line of the screen."""
+    number = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
+    gain = f"{row.gain:+.6f}" if math.isfinite(row.gain) else " " * 9
+    reason = f"  ({verdict.reason})" if verdict.status not in ("keep", "discard") else ""
+    return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{reason}"
+
+
+# -----------------------------------------------------------------------------
+# The loop
+
+
+def run_seconds(search: Search) -> float:
+    """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
+    ended = [row.seconds for row in search.rows if row.status in ("keep", "discard")]
+    return 1.05 * max(ended[-5:]) if ended else 1.2 * search.time_budget + 10
+
+
+def reason_to_stop(search: Search) -> str:
+    """Why no further experiment may start, or ""."""
+    first = search.kept[0].number if search.kept else math.inf
+    done = sum(row.number > first and row.status != "interrupted" for row in search.rows)
+    spent = sum(row.cost for row in search.rows) + search.unbooked.cost
+    if search.stop.is_set():
+        return "stopped on request"
+    if search.blocked:
+        return search.blocked
+    if search.experiments is not None and search.kept and done >= search.experiments:
+        return f"{done} experiments are done"
+    if time.time() + run_seconds(search) > search.deadline:
+        return "no time is left for another run"
+    if search.settings.max_cost is not None and spent >= search.settings.max_cost and search.kept:
+        return f"max_cost is reached: ${spent:.2f} spent"
+    if search.failures >= 8 and math.isinf(search.deadline):  # with --hours it goes on trying, ever more slowly
+        return f"{search.failures} proposals in a row failed"
+    return ""
+
+
+def loop(search: Search) -> str:
+    """Experiment after experiment until there is a reason to stop, which is returned."""
+    candidate = unfinished(search)
+    while not (reason := reason_to_stop(search)):
+        reload_program(search)
+        candidate = candidate or next_candidate(search)
+        if not candidate or reason_to_stop(search):  # what was proposed too late runs first in the next session
+            continue
+        started = time.time()
+        result = run(search, candidate)
+        record(search, candidate, result, judge(result, candidate.best, search.min_gain), started)
+        if not search.kept and result.status != "interrupted":
+            search.blocked = f"the baseline does not train; see {search.folder}/{candidate.number:04d}/run.log"
+        candidate = None
+    return reason
+
+
+# -----------------------------------------------------------------------------
+# What a person sees
+
+
+def draw_progress(rows: list[Row], path: Path) -> None:
+    """The best val_bpb so far as a line, every experiment as a dot; written whole or not at all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    measured = [row for row in rows if row.val_bpb]
+    kept = [row for row in measured if row.status == "keep"]
+    if not kept:
+        return
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    others = [row for row in measured if row.status != "keep"]
+    axes.scatter([row.number for row in others], [row.val_bpb for row in others], s=14, c="0.7", label="discarded")
+    last = max(row.number for row in rows)
+    steps = [*((row.number, row.val_bpb) for row in kept), (last, kept[-1].val_bpb)]
+    axes.step(*zip(*steps, strict=True), where="post", c="tab:green")
+    axes.scatter([row.number for row in kept], [row.val_bpb for row in kept], s=28, c="tab:green", label="kept")
+    for row in kept:
+        text = one_line(row.description)[:40]
+        axes.annotate(text, (row.number, row.val_bpb), (4, 5), textcoords="offset points", fontsize=7, rotation=20)
+    span = kept[0].val_bpb - kept[-1].val_bpb or 0.01 * kept[0].val_bpb
+    axes.set_ylim(kept[-1].val_bpb - 0.3 * span, kept[0].val_bpb + span)  # far worse ones would flatten the curve
+    axes.set(
+        xlabel="experiment", ylabel="val_bpb (lower is better)", title=f"{len(rows)} experiments, {len(kept)} kept"
+    )
+    axes.legend(loc="upper right")
+    figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
+    plt.close(figure)
+    path.with_suffix(".tmp").replace(path)
+
+
+def summary(search: Search, reason: str) -> str:
+    """What the morning's reader wants first."""
+    lines = ["", f"{search.branch}: {reason}."]
+    if search.kept:
+        baseline, best = search.kept[0].val_bpb, search.kept[-1]
+        gain = baseline - best.val_bpb
+        lines += [
+            f"best val_bpb  {best.val_bpb:.6f}  (experiment {best.number})",
+            f"gain          {gain:.6f}  ({100 * gain / baseline:.2f} % of the baseline's {baseline:.6f})",
+            f"kept          {len(search.kept) - 1} of {len(search.rows) - 1} experiments",
+        ]
+    if cost := sum(row.cost for row in search.rows) + search.unbooked.cost:
+        lines += [f"spent         ${cost:.2f} on {sum(row.tokens for row in search.rows):,} tokens"]
+    number = search.kept[-1].number if search.kept else 0
+    lines += [
+        "",
+        "look further:",
+        f"  git log --oneline {search.branch}",
+        f"  git show {experiment_ref(search.tag, number)}      # any experiment by its number, kept or not",
+        "  column -ts $'\\t' results.tsv | less -S",
+        f"  runs/{search.tag}/loop.log, runs/{search.tag}/{number:04d}/run.log, progress.png",
+    ]
+    return "\n".join(lines)
+
+
+# -----------------------------------------------------------------------------
+# Command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, help="stop in time: no run starts that cannot finish within this")
+    parser.add_argument("--experiments", type=int, help="stop when the tag has this many, earlier sessions included")
+    parser.add_argument(
+        "--tag", help="name of the search and of its branch autoresearch/TAG (default: today, like nov22)"
+    )
+    parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
+    parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
+    parser.add_argument("--demo", action="store_true", help="8 experiments at the cpu scale: no GPU, key or download")
+    args = parser.parse_args()
+    if args.demo:
+        os.environ["AUTORESEARCH_SCALE"] = "cpu"  # before prepare_data is imported
+        args.experiments = args.experiments or 8
+    args.tag = args.tag or ("demo" if args.demo else time.strftime("%b%d").lower())
+    args.proposer = args.proposer or ("mutate" if args.demo else "command" if args.command else "anthropic")
+    return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.hours is None and args.experiments is None:
+        fail("how long? give --hours H or --experiments N (or --demo to try it)")
+    if args.hours is not None and not args.hours > 0:
+        fail(f"--hours {args.hours} is not more than 0")
+    if args.experiments is not None and args.experiments < 1:
+        fail(f"--experiments {args.experiments} is not 1 or more")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
+        fail(f"--tag {args.tag} should be letters, digits, - and _")
+    if args.proposer == "command" and not args.command:
+        fail("--proposer command needs --command '...'")
+
+
+def check_start(args: argparse.Namespace, repo: git.Repo) -> Settings:
+    """Everything that a search needs, checked before anything is touched; each missing thing is one line."""
+    import prepare_data
+
+    for name in ("train.py", "prepare_data.py", "program.md"):
+        if not (ROOT / name).exists():
+            fail(f"{ROOT / name} is missing; restore it with: git restore {name}")
+    current = "" if repo.head.is_detached else repo.head.ref.name
+    must_be_clean = ["prepare_data.py"]
+    if current != f"autoresearch/{args.tag}":  # there, enter_branch looks closer
+        must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
+    for name in must_be_clean:
+        if repo.git.status("--porcelain", "--", name):
+            fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
+    try:
+        settings, _ = parse_program((ROOT / "program.md").read_text())
+    except ValueError as error:
+        fail(f"program.md: {error}")
+    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda":
+        fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
+    if args.demo and not (prepare_data.DATA_DIR / "meta.json").exists():
+        print("preparing data from this Python's own standard library, once")
+        subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True)
+    prepare_data.read_meta()
+    if args.proposer == "anthropic":
+        if not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
+            fail(
+                "ANTHROPIC_API_KEY is not set; set it, or use --proposer mutate, or --proposer command --command '...'"
+            )
+        if problem := check_key(settings.model):
+            fail(problem)
+    return settings
+
+
+def take_lock(repo: git.Repo):
+    """One loop per working tree: an open file that is locked until this process is gone, however it goes."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+    file = open(ROOT / "runs" / "lock", "a+")  # noqa: SIM115 (open as long as the process)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        fail(
+            f"another loop runs in this folder (process {file.read().strip()}); wait for it, or clone to another folder"
+        )
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def main() -> None:
+    started = time.time()
+    args = parse_arguments()
+    check_arguments(args)
+    repo = open_repository()
+    lock = take_lock(repo)
+    settings = check_start(args, repo)
+    import prepare_data
+
+    search = Search(
+        repo=repo,
+        tag=args.tag,
+        scale=prepare_data.SCALE,
+        seed=prepare_data.SEED,
+        time_budget=prepare_data.TIME_BUDGET,
+        proposer=args.proposer,
+        command=args.command,
+        experiments=args.experiments,
+        deadline=started + args.hours * 3600 if args.hours else math.inf,
+        console=Console(),
+        settings=settings,
+    )
+    search.instructions = parse_program((ROOT / "program.md").read_text())[1]
+    enter_branch(search)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: search.stop.set())
+    until = " and ".join(
+        ([f"{args.experiments} experiments"] if args.experiments else [])
+        + ([time.strftime("%a %H:%M", time.localtime(search.deadline))] if args.hours else [])
+    )
+    search.say(f"{search.branch} | scale {search.scale} | proposer {search.proposer} | until {until}")
+    for row in search.rows:
+        search.console.print(
+            result_line(row, Verdict(row.status, row.gain, "")), markup=False, highlight=False, soft_wrap=True
+        )
+    reason = loop(search)
+    commit_results(repo, search.branch, results_message(search))
+    search.say(summary(search, reason))
+    lock.close()
+    if search.blocked:
+        sys.exit(1)
+
+
+def results_message(search: Search) -> str:
+    numbers = f": val_bpb {search.kept[0].val_bpb:.6f} -> {search.best:.6f}" if search.kept else ""
+    return f"Results of {search.branch}: {len(search.rows)} experiments{numbers}"
+
+
+if __name__ == "__main__":
+    main()

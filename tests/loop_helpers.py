@@ -1,0 +1,112 @@
+"""A repository to search in, as a user has one, and short train.py texts that end in every way a training can."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import agent_loop
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = (
+    "agent_loop.py",
+    "proposers.py",
+    "run_experiment.py",
+    "prepare_data.py",
+    "program.md",
+    "results.tsv",
+    ".gitignore",
+)
+
+# Trains nothing, but ends as a training does: the loop is about the number, whatever made it.
+STUB = """
+LEVEL = 2.0
+print("\\rstep 1 | 50.0 % | loss 3.0000 | 1 s left", end="")
+print(f"\\n---\\nval_bpb:          {LEVEL:.6f}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0")
+"""
+
+
+def git(folder, *args) -> str:
+    return subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def make_repository(folder: Path, train: str = STUB) -> Path:
+    """A fresh git repository with the project's files and `train` as train.py."""
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "results.tsv").write_text(agent_loop.HEADER)
+    (folder / "train.py").write_text(train)
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "config", "user.email", "test@localhost")
+    git(folder, "config", "user.name", "test")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "start")
+    return folder
+
+
+def proposer_script(folder: Path, edits: list[str]) -> str:
+    """A --command whose n-th call runs the n-th shell line of `edits` (the last one for ever) and names it.
+
+    It is told the number of the experiment by how many rows results.tsv has, like any agent that reads the history.
+    """
+    script = folder.parent / f"{folder.name}_proposer.sh"
+    cases = "".join(f"{n}) {edit} ;;\n" for n, edit in enumerate(edits, 1))
+    script.write_text(
+        f"n=$(($(wc -l < results.tsv) - 1))\n[ $n -gt {len(edits)} ] && n={len(edits)}\ncase $n in\n{cases}esac\n"
+    )
+    return f"sh {script}"
+
+
+def set_level(level) -> str:
+    """A shell line that makes the stub's val_bpb `level`, and says so."""
+    return f"sed -i.old 's/^LEVEL = .*/LEVEL = {level}/' train.py; echo 'level to {level}'"
+
+
+def append(line: str, name: str) -> str:
+    """A shell line that puts a Python line before all others of train.py."""
+    return f"(echo {shlex.quote(line)}; cat train.py) > new; mv new train.py; echo {shlex.quote(name)}"
+
+
+def start_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "agent_loop.py", "--tag", "t", *args],
+        cwd=folder,
+        env=os.environ | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Run agent_loop.py to its end. Its stdout, stderr and exit code."""
+    process = start_loop(folder, *args, env=env)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def rows_of(folder: Path) -> list[agent_loop.Row]:
+    return agent_loop.read_rows(folder / "results.tsv")
+
+
+def check_invariants(folder: Path) -> None:
+    """Rows, refs and experiments agree; branch and train.py are the best kept one; the tree is clean."""
+    rows = rows_of(folder)
+    refs = git(folder, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/autoresearch/t/").split()
+    assert [f"{row.number:04d}" for row in rows] == refs == [f"{number:04d}" for number in range(len(rows))]
+    for row in rows:
+        assert git(folder, "rev-parse", f"refs/autoresearch/t/{row.number:04d}").startswith(row.commit)
+    kept = [row for row in rows if row.status == "keep"]
+    best = git(folder, "show", f"refs/autoresearch/t/{kept[-1].number:04d}:train.py")
+    assert kept[-1].val_bpb == min(row.val_bpb for row in kept)
+    assert (folder / "train.py").read_text().strip() == best == git(folder, "show", "autoresearch/t:train.py")
+    assert git(folder, "status", "--porcelain") == ""
+    assert git(folder, "rev-parse", "--abbrev-ref", "HEAD") == "autoresearch/t"
+
+
+def alive(pid: int) -> bool:
+    """Is this a process that runs (no zombie)?"""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return state[:1] not in ("", "Z")

@@ -1,0 +1,399 @@
+"""The loop on real repositories with real processes: every way an experiment, a session or a start can end."""
+
+import dataclasses
+import math
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from loop_helpers import (
+    STUB,
+    alive,
+    append,
+    check_invariants,
+    git,
+    make_repository,
+    proposer_script,
+    rows_of,
+    run_loop,
+    set_level,
+    start_loop,
+)
+
+import agent_loop
+from agent_loop import Settings, judge, parse_program
+from run_experiment import RunResult
+
+
+@pytest.fixture
+def repo(tmp_path, prepared):
+    return make_repository(tmp_path / "repo")
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+# -----------------------------------------------------------------------------
+# Outcomes
+
+
+def test_each_outcome_is_recorded_and_the_best_compounds(repo):
+    edits = [
+        set_level(1.9),
+        set_level(1.95),
+        append('raise RuntimeError("boom")', "raises"),
+        set_level('float("nan")'),
+        set_level(-37.8),
+        append("import sys; sys.exit(0)", "silent"),
+        append("LEVEL_TWO = 2", "inert but different") + "; " + set_level(1.8),
+    ]
+    done = run_loop(repo, "--experiments", "7", "--command", proposer_script(repo, edits))
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(repo)
+    statuses = [row.status for row in rows]
+    assert statuses == ["keep", "keep", "discard", "crash", "invalid", "invalid", "crash", "keep"]
+    assert [row.val_bpb for row in rows] == [2.0, 1.9, 1.95, 0.0, 0.0, 0.0, 0.0, 1.8]
+    assert rows[1].gain == pytest.approx(0.1)
+    assert rows[2].gain == pytest.approx(-0.05)
+    assert rows[7].parent == rows[2].parent == rows[1].commit  # all were tried on the best of their time
+    check_invariants(repo)
+    subjects = git(repo, "log", "--format=%s", "autoresearch/t").splitlines()
+    assert subjects[1] == "0007: level to 1.8 (val_bpb 1.800000, +0.100000)"
+    assert subjects[2] == "0001: level to 1.9 (val_bpb 1.900000, +0.100000)"
+    assert subjects[3] == "start"
+    crash = git(repo, "show", "refs/autoresearch/t/0003")  # what was dropped stays there to be looked at
+    assert "RuntimeError: boom" in crash and '+raise RuntimeError("boom")' in crash
+    assert "best val_bpb  1.800000  (experiment 7)" in done.stdout and "kept          2 of 7" in done.stdout
+    assert (repo / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_description_cannot_break_the_table(repo):
+    described = "printf 'evil\\ttab\\033[31m and\\\\nmore\\nsecond line' > description.txt; " + set_level(1.5)
+    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [described]))
+    assert done.returncode == 0, done.stderr
+    assert rows_of(repo)[1].description == "evil tab[31m and\\nmore"
+    assert "\033" not in done.stdout
+    check_invariants(repo)
+
+
+def test_a_run_over_its_time_is_killed_and_recorded(repo):
+    program = (repo / "program.md").read_text()
+    (repo / "program.md").write_text(program.replace("kill_after: null", "kill_after: 2  "))
+    edits = [append("import time; time.sleep(3600)", "hangs in silence"), set_level(1.7)]
+    done = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, edits))
+    assert [row.status for row in rows_of(repo)] == ["keep", "timeout", "keep"], done.stderr
+    assert rows_of(repo)[1].seconds < 20
+    assert "killed after 2 s" in done.stdout
+
+
+def test_a_proposal_that_cannot_run_is_no_experiment(repo):
+    marker = repo.parent / "calls"
+    lines = [
+        "echo nothing to do",
+        "echo 'def broken(' >> train.py",
+        "echo '# only a comment' >> train.py",
+        "exit 3",
+        "rm train.py",
+        set_level(1.9) + "; echo mischief > program.md; echo mischief > ../train.py",
+    ]
+    cases = "".join(f"{n}) {line} ;;\n" for n, line in enumerate(lines, 1))
+    script = repo.parent / "proposer.sh"
+    script.write_text(f"echo x >> {marker}\ncase $(wc -l < {marker} | tr -d ' ') in\n{cases}esac\n")
+    done = run_loop(repo, "--experiments", "1", "--command", f"sh {script}")
+    assert [row.status for row in rows_of(repo)] == ["keep", "keep"], done.stderr
+    for reason in ("unchanged", "does not parse", "only comments", "ended with code 3"):
+        assert reason in done.stdout
+    assert done.stdout.count("no proposal") == 5
+    check_invariants(repo)
+
+
+# -----------------------------------------------------------------------------
+# Stopping and going on
+
+
+def test_ctrl_c_records_the_run_and_the_same_command_goes_on(repo):
+    slow = append('import time; time.sleep(LEVEL if "LEVEL" in globals() else 600)', "slow")
+    command = proposer_script(repo, [set_level(1.9), slow, set_level(1.8)])
+    first = start_loop(repo, "--experiments", "3", "--command", command)
+    wait_for(lambda: (repo / "runs/t/0002/run.log").exists())
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    assert "stopped on request" in out and "Traceback" not in err
+    assert [row.status for row in rows_of(repo)] == ["keep", "keep", "interrupted"]
+    check_invariants(repo)
+    done = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, [set_level(1.8)]))
+    assert [row.status for row in rows_of(repo)] == ["keep", "keep", "interrupted", "keep"], done.stderr
+    check_invariants(repo)
+
+
+def test_sigterm_while_the_proposer_thinks_ends_at_once(repo):
+    command = proposer_script(repo, ["touch thinking; sleep 600"])
+    loop = start_loop(repo, "--experiments", "3", "--command", command)
+    wait_for(lambda: (repo / "runs/t/0001/work/thinking").exists())
+    loop.send_signal(signal.SIGTERM)
+    loop.communicate(timeout=30)
+    assert loop.returncode == 0
+    assert [row.status for row in rows_of(repo)] == ["keep"]
+    check_invariants(repo)
+
+
+def test_sigkill_in_a_run_loses_nothing(repo):
+    ran = repo.parent / "ran"
+    line = f'import os, time; os.path.exists("{ran}") or (open("{ran}", "w").write(str(os.getpid())), time.sleep(600))'
+    slow_once = append(line, "slow once")
+    command = proposer_script(repo, [set_level(1.9), slow_once + "; " + set_level(1.85), set_level(1.7)])
+    first = start_loop(repo, "--experiments", "3", "--command", command)
+    wait_for(lambda: ran.exists() and ran.read_text())
+    first.kill()
+    first.communicate()
+    wait_for(lambda: not alive(int(ran.read_text())))  # an orphan would go on using the GPU
+    assert len(rows_of(repo)) == 2
+    done = run_loop(repo, "--experiments", "3", "--command", command)
+    assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.85, 1.7], done.stderr
+    assert "2  was left without a result and runs now" in done.stdout
+    assert rows_of(repo)[2].description == "level to 1.85"
+    check_invariants(repo)
+
+
+def test_a_kill_between_row_and_branch_is_caught_up_with(repo):
+    run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    # As a kill after step 4 would have left it: the row is there, uncommitted; branch and train.py are the old ones.
+    rows = (repo / "results.tsv").read_text()
+    git(repo, "reset", "-q", "--hard", "refs/autoresearch/t/0000")
+    (repo / "results.tsv").write_text(rows + "deadbee\t1.0")  # and half a line more
+    done = run_loop(repo, "--experiments", "1", "--command", "false")
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(repo)) == 2
+    check_invariants(repo)
+
+
+def test_a_kill_between_branch_and_train_py_is_caught_up_with(repo):
+    run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    rows = (repo / "results.tsv").read_text()
+    git(repo, "reset", "-q", "--hard", "refs/autoresearch/t/0001")
+    (repo / "results.tsv").write_text(rows)
+    (repo / "train.py").write_text(STUB)
+    run_loop(repo, "--experiments", "1", "--command", "false")
+    check_invariants(repo)
+
+
+def test_hours_are_a_promise(repo):
+    done = run_loop(repo, "--hours", "0.001", "--command", "false")
+    assert done.returncode == 0 and rows_of(repo) == []
+    assert "no time is left for another run" in done.stdout
+    assert git(repo, "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_a_run_that_would_pass_the_hours_is_stopped(repo):
+    started = time.monotonic()
+    hours = 45 / 3600  # a first run is expected to take 34 s
+    command = proposer_script(repo, [append("import time; time.sleep(3600)", "endless")])
+    done = run_loop(repo, "--hours", str(hours), "--command", command)
+    assert [row.status for row in rows_of(repo)] == ["keep", "interrupted"], done.stderr
+    assert time.monotonic() - started < 45 + 15
+    check_invariants(repo)
+
+
+def test_a_baseline_that_does_not_train_ends_the_search(repo):
+    (repo / "train.py").write_text("raise ValueError('no good')\n")
+    git(repo, "commit", "-qam", "broken")
+    done = run_loop(repo, "--experiments", "3", "--command", "false")
+    assert done.returncode == 1
+    assert "the baseline does not train" in done.stdout and "ValueError: no good" in done.stdout
+    assert [row.status for row in rows_of(repo)] == ["crash"]
+
+
+# -----------------------------------------------------------------------------
+# The user's own files
+
+
+def test_program_md_is_the_users_in_mid_run(repo):
+    program = repo / "program.md"
+    edited = program.read_text().replace("min_gain: null", "min_gain: 0.5 ") + "\nTry harder.\n"
+    steps = [
+        set_level(1.9) + f"; cp {repo.parent}/edited.md {program}",
+        "grep -q 'Try harder' program.md && " + set_level(1.8),
+        f"echo '---' > {program}; echo 'kep: 1' >> {program}; echo '---' >> {program}; " + set_level(1.2),
+        set_level(1.1),
+    ]
+    (repo.parent / "edited.md").write_text(edited)
+    done = run_loop(repo, "--experiments", "4", "--command", proposer_script(repo, steps))
+    # 1.8 gains 0.1 and is dropped by the new rule; the broken file changes nothing; 1.2 gains 0.7.
+    assert [row.status for row in rows_of(repo)] == ["keep", "keep", "discard", "keep", "discard"], done.stdout
+    assert "program.md: keep Keep(min_gain=None) -> Keep(min_gain=0.5)" in done.stdout
+    assert "program.md: new instructions" in done.stdout
+    assert "unknown key `kep`" in done.stdout
+    assert program.read_text() == "---\nkep: 1\n---\n"
+    assert git(repo, "status", "--porcelain") == "M program.md"
+
+
+def test_a_hand_edited_train_py_is_never_overwritten(repo):
+    mine = STUB + "# my own idea\n"
+    (repo.parent / "mine.py").write_text(mine)
+    steps = [set_level(1.9) + f"; cp {repo.parent}/mine.py {repo}/train.py"]
+    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, steps))
+    assert (repo / "train.py").read_text() == mine
+    assert "left alone" in done.stdout
+    again = run_loop(repo, "--experiments", "2", "--command", "false")
+    assert again.returncode == 2 and "train.py differs from the best" in again.stderr
+    assert (repo / "train.py").read_text() == mine
+
+
+def test_commits_and_switches_of_the_user_are_respected(repo):
+    steps = [
+        f"(cd {repo} && echo hello > mine.txt && git add mine.txt && git commit -qm mine); " + set_level(1.9),
+        f"(cd {repo} && git stash -q && git switch -q main); " + set_level(1.8),
+    ]
+    done = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, steps))
+    assert done.returncode == 0, done.stderr
+    assert git(repo, "rev-parse", "--abbrev-ref", "HEAD") == "main"
+    assert (repo / "train.py").read_text() == STUB
+    log = git(repo, "log", "--format=%s", "autoresearch/t")
+    assert "mine" in log.splitlines() and "0002: level to 1.8" in log
+    assert "LEVEL = 1.8" in git(repo, "show", "autoresearch/t:train.py")
+
+
+def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
+    run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    with open(repo / "results.tsv", "a") as file:  # a row that a killed loop could not commit any more
+        file.write((repo / "results.tsv").read_text().splitlines()[1].replace("baseline", "rescued") + "\n")
+    run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.8)]), "--tag", "other")
+    assert "rescued" in git(repo, "show", "autoresearch/t:results.tsv")
+    assert [row.val_bpb for row in rows_of(repo)] == [1.9, 1.8]
+
+
+# -----------------------------------------------------------------------------
+# Starting
+
+
+@pytest.mark.parametrize(
+    ("breakage", "args", "message"),
+    [
+        ("true", [], "how long? give --hours H or --experiments N"),
+        ("true", ["--hours", "-1"], "--hours -1.0 is not more than 0"),
+        ("true", ["--experiments", "0"], "--experiments 0 is not 1 or more"),
+        ("true", ["--experiments", "1", "--tag", "a b"], "--tag a b should be"),
+        ("true", ["--experiments", "1", "--proposer", "command"], "--proposer command needs --command"),
+        ("true", ["--experiments", "1"], "ANTHROPIC_API_KEY is not set"),
+        ("rm -rf .git", ["--experiments", "1"], "not a git repository"),
+        ("echo >> train.py", ["--experiments", "1"], "train.py has uncommitted changes"),
+        ("echo >> prepare_data.py", ["--experiments", "1"], "prepare_data.py has uncommitted changes"),
+        ("rm program.md", ["--experiments", "1"], "program.md is missing"),
+        ("sed -i.old 's/^effort.*/effort: 3/' program.md", ["--experiments", "1"], "`effort: 3` should be str"),
+        ("sed -i.old 's/^effort/efort/' program.md", ["--experiments", "1"], "unknown key `efort`"),
+        ("sed -i.old 's/^model.*/model: [/' program.md", ["--experiments", "1"], "front matter is not YAML"),
+    ],
+)
+def test_a_bad_start_is_one_line_and_touches_nothing(repo, breakage, args, message):
+    subprocess.run(breakage, shell=True, cwd=repo, check=True)
+    done = run_loop(repo, *args, env={"ANTHROPIC_API_KEY": "", "ANTHROPIC_AUTH_TOKEN": ""})
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (repo / "runs/t").exists()
+    if (repo / ".git").exists():
+        assert git(repo, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_no_data_is_one_line(repo, tmp_path):
+    done = run_loop(repo, "--experiments", "1", "--command", "x", env={"AUTORESEARCH_DATA_DIR": str(tmp_path)})
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: no prepared data in .*; run: python prepare_data.py --scale cpu.*\n", done.stderr)
+
+
+def test_a_second_loop_in_the_same_folder_is_refused(repo):
+    command = proposer_script(repo, ["touch thinking; sleep 600"])
+    first = start_loop(repo, "--experiments", "3", "--command", command)
+    wait_for(lambda: (repo / "runs/t/0001/work/thinking").exists())
+    second = run_loop(repo, "--experiments", "3", "--command", command)
+    assert second.returncode == 2 and f"process {first.pid}" in second.stderr
+    first.terminate()
+    first.communicate(timeout=30)
+
+
+def test_it_commits_where_git_knows_no_name(repo):
+    git(repo, "config", "--unset", "user.email")
+    git(repo, "config", "--unset", "user.name")
+    env = {"HOME": str(repo.parent), "XDG_CONFIG_HOME": str(repo.parent), "GIT_CONFIG_NOSYSTEM": "1"}
+    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]), env=env)
+    assert done.returncode == 0, done.stderr
+    assert git(repo, "log", "-1", "--format=%an") == "autoresearch"
+
+
+# -----------------------------------------------------------------------------
+# Pure parts
+
+
+@pytest.mark.parametrize(
+    ("val_bpb", "status", "expected", "gain"),
+    [
+        (1.9, "ok", "keep", 0.1),
+        (1.9999, "ok", "discard", 0.0001),
+        (2.1, "ok", "discard", -0.1),
+        (-37.8, "ok", "invalid", None),
+        (0.0, "ok", "invalid", None),
+        (math.inf, "ok", "invalid", None),
+        (math.nan, "ok", "invalid", None),
+        (20.0, "ok", "invalid", None),
+        (math.nan, "crash", "crash", None),
+        (math.nan, "timeout", "timeout", None),
+        (math.nan, "interrupted", "interrupted", None),
+    ],
+)
+def test_judge(val_bpb, status, expected, gain):
+    verdict = judge(RunResult(status, 1.0, val_bpb), 2.0, 0.001)
+    assert verdict.status == expected
+    assert verdict.gain == pytest.approx(gain) if gain is not None else math.isnan(verdict.gain)
+
+
+def test_the_baseline_is_kept_if_it_trained():
+    assert judge(RunResult("ok", 1.0, 3.0), math.inf, 0.001).status == "keep"
+    assert judge(RunResult("crash", 1.0), math.inf, 0.001).status == "crash"
+
+
+def test_the_shipped_program_states_the_defaults():
+    from loop_helpers import ROOT
+
+    settings, instructions = parse_program((ROOT / "program.md").read_text())
+    assert settings == Settings()
+    assert instructions.startswith("# Program")
+
+
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        ("max_turns: many", "`max_turns: many` should be int"),
+        ("max_turns: true", "`max_turns: True` should be int"),
+        ("max_cost: -1", "should be 0 or more"),
+        ("max_cost: .nan", "should be 0 or more"),
+        ("keep: 3", "keep. is not a list"),
+        ("keep: {gain: 3}", "unknown key `keep.gain`"),
+        ("keep: {min_gain: x}", "`keep.min_gain: x` should be float or null"),
+        ("effort: enormous", "should be low, medium"),
+        ("- a\n- b", "not a list of `key: value`"),
+    ],
+)
+def test_settings_are_refused_by_name(front, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_program(f"---\n{front}\n---\ntext")
+
+
+def test_settings_take_what_is_valid():
+    settings, text = parse_program("---\nmax_cost: 5\nkeep: {min_gain: 0.01}\nprices: {input: 1}\n---\nhello")
+    assert (settings.max_cost, settings.keep.min_gain, settings.prices.input, text) == (5, 0.01, 1, "hello")
+    assert parse_program("just text") == (Settings(), "just text")
+
+
+def test_a_row_survives_the_table(tmp_path):
+    row = agent_loop.Row("abc1234", 1.25, 0.5, "keep", "x", 3, math.nan, "def", 1.5, 10, 0.25, "2026-11-23T00:00:00")
+    (tmp_path / "results.tsv").write_text(agent_loop.HEADER)
+    agent_loop.append_row(tmp_path / "results.tsv", row)
+    (back,) = agent_loop.read_rows(tmp_path / "results.tsv")
+    assert dataclasses.replace(back, gain=0) == dataclasses.replace(row, gain=0) and math.isnan(back.gain)
