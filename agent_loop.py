@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proposers import PROPOSERS, CannotPropose, Context, Proposal, ProposalFailed, Usage, check_key
-from run_experiment import ROOT, RunResult, fail, run_experiment
+from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
 
 # -----------------------------------------------------------------------------
 # Settings: the front matter of program.md
@@ -484,11 +484,11 @@ def propose(search: Search) -> Proposal:
     thread = threading.Thread(target=work, daemon=True)
     with search.console.status(f"{context.number:4d}  {search.proposer} is thinking"):
         thread.start()
-        while thread.is_alive() and not search.stop.is_set():
+        while thread.is_alive() and not search.stop.is_set() and time.time() < context.deadline:
             thread.join(0.2)
-    if search.stop.is_set():
-        thread.join(10)  # a command is being killed
-        raise ProposalFailed("stopped")
+        thread.join(2 * GRACE)  # a command is being killed; a request in flight is left behind
+    if not outcome:
+        raise ProposalFailed("stopped" if search.stop.is_set() else "it took too long")
     if isinstance(outcome[0], ProposalFailed):
         raise outcome[0]
     return outcome[0]
@@ -536,7 +536,7 @@ def run(search: Search, candidate: Candidate) -> RunResult:
     """Train a candidate, showing what goes on."""
     best = f"best {candidate.best:.6f}" if math.isfinite(candidate.best) else ""
     title = f"{candidate.number:4d}  {one_line(candidate.proposal.description)[:70]}"
-    with search.console.status(title) as status:
+    with search.console.status(Text(title)) as status:
         return run_experiment(
             candidate.source,
             search.seed,
@@ -675,8 +675,9 @@ def draw_progress(rows: list[Row], path: Path) -> None:
     axes.step(*zip(*steps, strict=True), where="post", c="tab:green")
     axes.scatter([row.number for row in kept], [row.val_bpb for row in kept], s=28, c="tab:green", label="kept")
     for row in kept:
-        text = one_line(row.description)[:40]
-        axes.annotate(text, (row.number, row.val_bpb), (4, 5), textcoords="offset points", fontsize=7, rotation=20)
+        text = one_line(row.description)[:40].encode("ascii", "replace").decode()  # no font has every glyph
+        place = {"xytext": (4, 5), "textcoords": "offset points", "fontsize": 7, "rotation": 20}
+        axes.annotate(text, (row.number, row.val_bpb), **place, parse_math=False)
     span = kept[0].val_bpb - kept[-1].val_bpb or 0.01 * kept[0].val_bpb
     axes.set_ylim(kept[-1].val_bpb - 0.3 * span, kept[0].val_bpb + span)  # far worse ones would flatten the curve
     axes.set(
@@ -749,8 +750,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail("--proposer command needs --command '...'")
 
 
-def check_start(args: argparse.Namespace, repo: git.Repo) -> Settings:
-    """Everything that a search needs, checked before anything is touched; each missing thing is one line."""
+def check_start(args: argparse.Namespace, repo: git.Repo) -> tuple[Settings, str]:
+    """Everything that a search needs, checked before anything is touched; each missing thing is one line.
+
+    Returns program.md's settings and instructions.
+    """
     import prepare_data
 
     for name in ("train.py", "prepare_data.py", "program.md"):
@@ -764,7 +768,7 @@ def check_start(args: argparse.Namespace, repo: git.Repo) -> Settings:
         if repo.git.status("--porcelain", "--", name):
             fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
     try:
-        settings, _ = parse_program((ROOT / "program.md").read_text())
+        settings, instructions = parse_program((ROOT / "program.md").read_text())
     except ValueError as error:
         fail(f"program.md: {error}")
     if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda":
@@ -780,7 +784,7 @@ def check_start(args: argparse.Namespace, repo: git.Repo) -> Settings:
             )
         if problem := check_key(settings.model):
             fail(problem)
-    return settings
+    return settings, instructions
 
 
 def take_lock(repo: git.Repo):
@@ -806,7 +810,7 @@ def main() -> None:
     check_arguments(args)
     repo = open_repository()
     lock = take_lock(repo)
-    settings = check_start(args, repo)
+    settings, instructions = check_start(args, repo)
     import prepare_data
 
     search = Search(
@@ -821,8 +825,8 @@ def main() -> None:
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         console=Console(),
         settings=settings,
+        instructions=instructions,
     )
-    search.instructions = parse_program((ROOT / "program.md").read_text())[1]
     enter_branch(search)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: search.stop.set())

@@ -17,6 +17,7 @@ TIME_BUDGET seconds), AUTORESEARCH_DATA_DIR; HF_ENDPOINT and HF_TOKEN for the do
 
 import argparse
 import base64
+import errno
 import hashlib
 import importlib.metadata
 import itertools
@@ -25,20 +26,20 @@ import math
 import os
 import platform
 import random
-import shutil
 import sys
 import sysconfig
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tiktoken
 
-# torch, pyarrow, rustbpe, httpx and rich are imported where they are used: agent_loop.py and --help start without them.
+# torch, pyarrow, rustbpe, httpx and rich are imported where they are used: to import this file takes no time.
 
 # -----------------------------------------------------------------------------
 # Constants
@@ -48,6 +49,10 @@ def fail(message: str):
     """End the program with one line on stderr and exit code 2: the mistake is the user's to mend."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+class BadInput(Exception):
+    """Like fail(), but from under a progress bar or in a thread: main() prints the line once they are gone."""
 
 
 class Scale(NamedTuple):
@@ -89,7 +94,7 @@ MAX_SEQ_LEN = SCALES[SCALE].max_seq_len
 TIME_BUDGET = SCALES[SCALE].time_budget
 SEED = env_int("AUTORESEARCH_SEED", 42)
 STEPS = env_int("AUTORESEARCH_STEPS", 0)  # 0: the time budget decides
-DATA_ROOT = Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser()
+DATA_ROOT = Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser().resolve()
 DATA_DIR = DATA_ROOT / SCALE
 
 FORMAT = 1  # of the prepared folder; raised when the files below change their meaning
@@ -99,16 +104,26 @@ SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 TOKENIZER_CHARS = 100_000_000  # characters of training text that the tokenizer is trained on
-DOCUMENT_CHARS = 65_536  # a longer plain-text file is cut into documents of this size at line ends
+DOCUMENT_CHARS = 65_536  # longer ones are cut: a file may be one long text, and tiktoken fails on 10^6 spaces in a row
 VAL_ONE_IN = 20  # one document in 20 is validation, where no file is pinned for it
+PACKAGES = ("tiktoken", "rustbpe", "pyarrow", "numpy")  # whose versions meta.json notes
 MIN_ROWS = 64  # fewer rows than this in either split is not enough to train or to measure on
 
 HF_DATASET = "karpathy/climbmix-400b-shuffle"
 LAST_SHARD = 6542
 PINNED_VAL_FILE = f"shard_{LAST_SHARD:05d}.parquet"
+RETRY_WAITS = (1, 2, 5, 15)  # seconds before each further attempt at a download
 
 # -----------------------------------------------------------------------------
 # Download
+
+
+def progress_bars(**options):
+    """rich's bars, counting bytes: what, how far, how fast, how long still."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    return Progress("{task.description}", *columns, **options)
 
 
 def download_shards(directory: Path, num_shards: int, workers: int) -> list[Path]:
@@ -117,83 +132,82 @@ def download_shards(directory: Path, num_shards: int, workers: int) -> list[Path
     Finished files are kept, a partial one is resumed. Returns the paths, the validation shard last.
     """
     import httpx
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"shard_{i:05d}.parquet" for i in [*range(num_shards), LAST_SHARD]]
     missing = [path for path in paths if not path.exists()]
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    token = os.environ.get("HF_TOKEN")
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    token = os.environ.get("HF_TOKEN", "").strip()
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    stopped = threading.Event()
     with (
-        httpx.Client(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            follow_redirects=True,
-            timeout=30,
-        ) as client,
-        Progress(*columns, disable=not missing) as progress,
+        httpx.Client(headers=headers, follow_redirects=True, timeout=15) as client,
+        progress_bars(disable=not missing) as progress,
         ThreadPoolExecutor(min(workers, 8)) as pool,
     ):
-        jobs = []
-        for path in missing:
-            url = f"{endpoint.rstrip('/')}/datasets/{HF_DATASET}/resolve/main/{path.name}"
-            jobs.append(pool.submit(download_file, client, url, path, progress))
+        jobs = [pool.submit(download_file, client, path, progress, stopped) for path in missing]
         try:
-            for job in jobs:
+            for job in as_completed(jobs):
                 job.result()
-        finally:  # one that failed for good ends the others before they start
+        finally:  # one that failed for good, or Ctrl-C, ends the others
+            stopped.set()
             pool.shutdown(cancel_futures=True)
     return paths
 
 
-def download_file(client, url: str, path: Path, progress, attempts: int = 5) -> None:
-    """Fetch one file to `path` with retries; bytes land in path.part, which is renamed when it is complete."""
+def download_file(client, path: Path, progress, stopped: threading.Event) -> None:
+    """Fetch one shard to `path` with retries; bytes land in path.part, which is renamed when it is complete."""
     import httpx
 
-    part = path.with_name(path.name + ".part")
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    url = f"{endpoint.rstrip('/')}/datasets/{HF_DATASET}/resolve/main/{path.name}"
     bar = progress.add_task(path.name, total=None)
-    for attempt in range(1, attempts + 1):
+    for wait in (*RETRY_WAITS, None):
         try:
-            return fetch_once(client, url, path, part, progress, bar)
+            fetch_once(client, url, path, progress, bar, stopped)
+            progress.remove_task(bar)
+            return progress.print(f"downloaded {path.name}")
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             problem = f"HTTP {status}"
             if status not in (408, 429) and status < 500:
-                hint = "set HF_TOKEN" if status in (401, 403) else "check HF_ENDPOINT and --shards"
-                fail(f"{url}: {problem}; {hint}")
+                mend = "set HF_TOKEN" if status in (401, 403) else "check HF_ENDPOINT and --shards"
+                raise BadInput(f"{url}: {problem}; {mend}") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise BadInput(f"HF_ENDPOINT={endpoint}: {error}; give an http:// or https:// address") from error
         except httpx.HTTPError as error:
             problem = str(error) or type(error).__name__
-        if attempt < attempts:
-            time.sleep(min(2**attempt, 30) * RETRY_WAIT)
-    fail(f"{url}: {problem} ({attempts} attempts); check the network and run again to go on, or use --source stdlib")
+        progress.update(bar, description=f"{path.name}: {problem}, trying again")
+        if wait is None or stopped.wait(wait):
+            break
+    raise BadInput(f"{url}: {problem}; check the network and HF_ENDPOINT, then run again to go on")
 
 
-RETRY_WAIT = 1.0  # seconds, doubled at each attempt
-
-
-def fetch_once(client, url: str, path: Path, part: Path, progress, bar) -> None:
-    """One request: the whole file, or the rest of it where `part` holds a beginning."""
+def fetch_once(client, url: str, path: Path, progress, bar, stopped: threading.Event) -> None:
+    """One request: the whole file, or the rest of it where a .part holds a beginning."""
     import httpx
 
+    part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-        if response.status_code == 416:  # nothing after what we have: the part is not a beginning of this file
+        if response.status_code == 416:  # nothing after what we have: either that is all, or not of this file
+            if response.headers.get("content-range") == f"bytes */{have}":
+                return part.replace(path)
             part.unlink()
             raise httpx.ReadError("the partial file did not match and was dropped")
         response.raise_for_status()
-        if response.status_code != 206:
-            have = 0
+        have = have if response.status_code == 206 else 0
         length = response.headers.get("content-length")
         total = have + int(length) if length else None
-        progress.update(bar, total=total, completed=have)
+        progress.update(bar, description=path.name, total=total, completed=have)
         with open(part, "ab" if have else "wb") as file:
-            for chunk in response.iter_bytes(1 << 18):
+            for chunk in response.iter_raw():
+                if stopped.is_set():
+                    raise BadInput("stopped")
                 file.write(chunk)
                 progress.advance(bar, len(chunk))
-    size = part.stat().st_size
-    if total is not None and size != total:
-        raise httpx.ReadError(f"got {size:,} of {total:,} bytes")
-    part.rename(path)
+    if total is not None and part.stat().st_size != total:
+        raise httpx.ReadError(f"got {part.stat().st_size:,} of {total:,} bytes")
+    part.replace(path)
 
 
 # -----------------------------------------------------------------------------
@@ -208,7 +222,7 @@ def stdlib_files() -> list[Path]:
 
 
 def source_files(source: str, num_shards: int, workers: int, directory: Path) -> list[Path]:
-    """The files of `source` (climbmix, stdlib or a folder), in a fixed shuffled order, a pinned validation one first."""
+    """The files of `source` in a fixed shuffled order, the pinned validation file first if there is one."""
     if source == "climbmix":
         files = download_shards(directory / "shards", num_shards, workers)
     elif source == "stdlib":
@@ -220,62 +234,110 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
         suffixes = {".parquet", ".txt", ".md", ".jsonl"}
         files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
     if not files:
-        fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it")
+        fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it; put some there")
     random.Random(0).shuffle(files)
     return sorted(files, key=lambda path: path.name != PINNED_VAL_FILE)
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of one file, in order. An unreadable file ends the program by name."""
+    """The documents of one file, in order."""
     if path.suffix == ".parquet":
         yield from read_parquet(path)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.open(encoding="utf-8", errors="replace"), 1):
-            try:
-                yield json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                fail(f'{path}: line {number} is not a JSON object with a "text" field')
+        yield from read_jsonl(path)
     else:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        while len(text) > DOCUMENT_CHARS:
-            cut = text.rfind("\n", 1, DOCUMENT_CHARS) + 1 or DOCUMENT_CHARS
-            yield text[:cut]
-            text = text[cut:]
-        yield text
+        yield from cut(path.read_text(encoding="utf-8", errors="replace"))
 
 
-def read_parquet(path: Path) -> Iterator[str]:
-    """The `text` column of a parquet file."""
+def cut(text: str) -> Iterator[str]:
+    """A text in pieces of at most DOCUMENT_CHARS, cut at line ends where there are any."""
+    start = 0
+    while len(text) - start > DOCUMENT_CHARS:
+        end = text.rfind("\n", start + 1, start + DOCUMENT_CHARS) + 1 or start + DOCUMENT_CHARS
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def read_jsonl(path: Path) -> Iterator[str]:
+    """The "text" field of each line of a JSON-lines file."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                # JSON can spell half a surrogate pair, which is no character and has no bytes.
+                yield json.loads(line)["text"].encode("utf-8", "replace").decode()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BadInput(f'{path}: line {number} is not a JSON object with a "text" string; mend it') from error
+
+
+def open_parquet(path: Path):
+    """A parquet file that has a string column named text."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            fail(f"{path}: no column named text (it has {', '.join(file.schema_arrow.names)})")
-        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
     except (pyarrow.ArrowException, OSError) as error:
-        fail(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); delete it and run again")
+        raise broken_parquet(path, error) from error
+    columns = {field.name: str(field.type) for field in file.schema_arrow}
+    if columns.get("text") not in ("string", "large_string"):
+        raise BadInput(f"{path}: no string column named text (it has {columns}); mend it or take it away")
+    return file
+
+
+def broken_parquet(path: Path, error: Exception) -> BadInput:
+    reason = str(error).splitlines()[0]
+    return BadInput(f"{path}: truncated or corrupt parquet file ({reason}); delete it and run again")
+
+
+def read_parquet(path: Path) -> Iterator[str]:
+    """The `text` column of a parquet file."""
+    import pyarrow
+
+    try:
+        for batch in open_parquet(path).iter_batches(batch_size=1024, columns=["text"]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise broken_parquet(path, error) from error
+
+
+def is_pinned(files: list[Path]) -> bool:
+    """Whether the first file is the whole validation set."""
+    return files[0].name == PINNED_VAL_FILE
 
 
 def documents(files: list[Path], split: str) -> Iterator[str]:
-    """Every distinct document of one split ("train" or "val"), once.
+    """Every distinct document of one split ("train" or "val"), once; a very long one in pieces.
 
     A pinned validation file (it comes first in `files`) is the validation set, and its documents are dropped wherever
     else they occur. Otherwise a hash of the text decides, so a document's side never depends on its neighbours.
     """
-    pinned = files[0].name == PINNED_VAL_FILE
+    pinned = is_pinned(files)
     seen = set()
     for path in files[:1] if pinned and split == "val" else files:
         for text in read_documents(path):
-            digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             if digest in seen or not text.strip():
                 continue
             seen.add(digest)
             hashed = int.from_bytes(digest[:8], "little") % VAL_ONE_IN == 0
             if (path == files[0] if pinned else hashed) == (split == "val"):
-                yield text
+                yield from cut(text)
+
+
+def text_bytes(path: Path) -> int:
+    """About how much text a file holds. A truncated parquet file is found here, before the long work."""
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    metadata = open_parquet(path).metadata
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def expected_bytes(files: list[Path], split: str) -> float:
+    """About how much text documents() will give, for the progress bars."""
+    sizes = [text_bytes(path) for path in files]
+    val = sizes[0] if is_pinned(files) else sum(sizes) / VAL_ONE_IN
+    return val if split == "val" else sum(sizes) - val
 
 
 # -----------------------------------------------------------------------------
@@ -297,14 +359,16 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Train on `texts`. Too little text for the vocabulary ends the program."""
+        """Train on `texts`."""
         import rustbpe
 
         bpe = rustbpe.Tokenizer()
         bpe.train_from_iterator(texts, vocab_size - 1, pattern=SPLIT_PATTERN)
         ranks = sorted(bpe.get_mergeable_ranks(), key=lambda pair: pair[1])
         if len(ranks) < vocab_size - 1:
-            fail(f"too little text: it gave {len(ranks) + 1} tokens of a vocabulary of {vocab_size}; add more text")
+            raise BadInput(
+                f"too little text: it gave {len(ranks) + 1} tokens of a vocabulary of {vocab_size}; add more text"
+            )
         return cls(SPLIT_PATTERN, [bytes(token) for token, _ in ranks])
 
     @classmethod
@@ -338,7 +402,9 @@ class Tokenizer:
     def encode_document(self, text: str) -> np.ndarray:
         """BOS and the text's tokens as uint16, the form that is packed."""
         tokens = self.encoding.encode_to_numpy(text, disallowed_special=())
-        return np.concatenate(([self.bos], tokens)).astype(np.uint16)
+        document = np.empty(1 + len(tokens), np.uint16)
+        document[0], document[1:] = self.bos, tokens
+        return document
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.encoding.decode(list(ids))
@@ -369,53 +435,52 @@ def pack_rows(documents: Iterable[np.ndarray], row_length: int, pool_size: int =
     """Pack token arrays, each opening with BOS, into rows; yields blocks (n, row_length) uint16.
 
     Best fit: a row takes the longest waiting document that fits, again and again; when none fits, the longest is cut to
-    fill the row. What was cut off opens a later row, starting with the last token before the cut: that token is only
-    an input there, so every token of every document is a target exactly once. Only the very last row's rest is lost.
+    fill the row. What was cut off opens the next row, starting with the last token before the cut: that token is only
+    an input there, so every token of text is a target exactly once. Only what does not fill a last row is lost.
     """
     waiting = [[] for _ in range(row_length + 2)]  # by length; the last list holds all that is longer than a row
     lengths = 0  # bit n is set while waiting[n] is not empty, so the best fit is one bit_length()
     count = 0
-    carried = []  # remainders of cut documents
+    rest = None  # of the document cut last
     documents = iter(documents)
     while True:
-        for tokens in itertools.islice(documents, pool_size - count):
-            n = min(len(tokens), row_length + 1)
-            waiting[n].append(tokens)
-            lengths |= 1 << n
-            count += 1
-        if not count and not carried:
-            return
         pieces, space = [], row_length
-        if carried:
-            tokens = carried.pop()
-            whole = (len(tokens) - 1) // (row_length - 1)
-            if whole:  # a long remainder fills rows of its own, each overlapping the one before by a token
-                yield np.lib.stride_tricks.sliding_window_view(tokens, row_length)[:: row_length - 1][:whole]
-                tokens = tokens[whole * (row_length - 1) :]
-            if len(tokens) > 1:
-                pieces, space = [tokens], row_length - len(tokens)
-        while space and count:
+        if rest is not None:
+            whole = (len(rest) - 1) // (row_length - 1)
+            if whole:  # a long rest fills rows of its own, each overlapping the one before by a token
+                yield np.lib.stride_tricks.sliding_window_view(rest, row_length)[:: row_length - 1][:whole]
+                rest = rest[whole * (row_length - 1) :]
+            if len(rest) > 1:
+                pieces, space = [rest], row_length - len(rest)
+            rest = None
+        while space:
+            for tokens in itertools.islice(documents, pool_size - count):
+                n = min(len(tokens), row_length + 1)
+                waiting[n].append(tokens)
+                lengths |= 1 << n
+                count += 1
+            if not count:
+                return
             n = (lengths & ((2 << space) - 1)).bit_length() - 1
-            if n < 0:
+            if n < 0:  # none fits
                 n = lengths.bit_length() - 1
             tokens = waiting[n].pop()
             lengths ^= (not waiting[n]) << n
             count -= 1
             if len(tokens) > space:
-                carried.append(tokens[space - 1 :])
+                rest = tokens[space - 1 :]
                 tokens = tokens[:space]
             pieces.append(tokens)
             space -= len(tokens)
-        if space == 0:
-            yield np.concatenate(pieces)[None]
+        yield np.concatenate(pieces)[None]
 
 
 def write_shuffled(source: Path, target: Path, row_length: int, max_rows: int | None) -> int:
-    """Copy at most `max_rows` rows of `source` to `target` in a fixed random order; returns how many.
+    """Move at most `max_rows` rows of `source` to `target` in a fixed random order; returns how many.
 
     The order spreads a document's rows over the whole file, so that a batch is not a few documents.
     """
-    rows = np.fromfile(source, np.uint16).reshape(-1, row_length)
+    rows = np.memmap(source, np.uint16, "r").reshape(-1, row_length)
     order = np.random.default_rng(0).permutation(len(rows))[:max_rows]
     temporary = target.with_name(target.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -439,10 +504,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def train_tokenizer(files: list[Path], vocab_size: int) -> Tokenizer:
     """Train the tokenizer on the first TOKENIZER_CHARS of training text."""
-    from rich.progress import Progress
-
-    with Progress() as progress:
-        bar = progress.add_task("tokenizer: reading", total=TOKENIZER_CHARS)
+    with progress_bars() as progress:
+        total = min(TOKENIZER_CHARS, expected_bytes(files, "train"))
+        bar = progress.add_task("tokenizer: reading", total=total)
 
         def texts():
             seen = 0
@@ -452,46 +516,44 @@ def train_tokenizer(files: list[Path], vocab_size: int) -> Tokenizer:
                 progress.update(bar, completed=seen)
                 if seen >= TOKENIZER_CHARS:
                     break
-            progress.update(bar, total=seen, completed=seen, description="tokenizer: learning the merges")
+            progress.update(bar, total=seen, description="tokenizer: learning the merges")
 
         return Tokenizer.train(texts(), vocab_size)
 
 
 def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale, workers: int, target: Path) -> dict:
     """Tokenize and pack one split into `target`. Returns its counts for meta.json."""
-    from rich.progress import BarColumn, FileSizeColumn, Progress, TimeElapsedColumn, TransferSpeedColumn
-
     row_length = scale.max_seq_len + 1
     counts = {"documents": 0, "bytes": 0, "tokens": 0}
     unshuffled = target.with_name(target.name + ".unshuffled")
-    columns = ("{task.description}", BarColumn(), FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task(f"packing: {split}", total=None)
+    with progress_bars() as progress, open(unshuffled, "wb") as file:
+        bar = progress.add_task(f"packing: {split}", total=expected_bytes(files, split))
 
         def texts():
             for text in documents(files, split):
-                size = len(text.encode("utf-8", "replace"))
+                size = len(text.encode())
                 counts["documents"] += 1
                 counts["bytes"] += size
                 progress.advance(bar, size)
                 yield text
 
         def tokens():
-            for array in tokenize(tokenizer, texts(), workers):
-                counts["tokens"] += len(array)
-                yield array
+            for document in tokenize(tokenizer, texts(), workers):
+                counts["tokens"] += len(document)
+                yield document
 
-        with open(unshuffled, "wb") as file:
-            for block in pack_rows(tokens(), row_length):
-                file.write(block.tobytes())
-    max_rows = scale.val_tokens // scale.max_seq_len if split == "val" else None
-    counts["rows"] = write_shuffled(unshuffled, target, row_length, max_rows)
-    if counts["rows"] < MIN_ROWS:
-        fail(
-            f"too little text: {counts['documents']} {split} documents gave {counts['rows']} rows of "
-            f"{scale.max_seq_len} tokens, {MIN_ROWS} are needed; add more text"
+        for block in pack_rows(tokens(), row_length):
+            file.write(block.tobytes())
+        progress.tasks[0].total = counts["bytes"]  # was an estimate; the bar notices at the next step
+        progress.advance(bar, 0)
+    rows = unshuffled.stat().st_size // (2 * row_length)
+    if rows < MIN_ROWS:
+        raise BadInput(
+            f"too little text: {counts['documents']} {split} documents gave {rows} rows of {scale.max_seq_len} tokens, "
+            f"{MIN_ROWS} are needed; add more text"
         )
-    return counts
+    max_rows = scale.val_tokens // scale.max_seq_len if split == "val" else None
+    return counts | {"rows": write_shuffled(unshuffled, target, row_length, max_rows)}
 
 
 def fingerprint(directory: Path) -> str:
@@ -507,60 +569,66 @@ def read_meta(directory: Path | None = None, scale: str = SCALE) -> dict:
     """meta.json of a prepared folder. One that is missing, of another scale or of another version ends the program."""
     directory = directory or DATA_DIR
     path = directory / "meta.json"
-    again = f"python prepare_data.py --scale {scale}"
+    again = f"run: python prepare_data.py --scale {scale} --data-dir {directory.parent}"
     if not path.exists():
-        fail(f"no prepared data in {directory}; run: {again}")
+        fail(f"no prepared data in {directory}; {again}")
     try:
         meta = json.loads(path.read_text())
     except ValueError:
-        fail(f"{path} is damaged; delete {directory} and run: {again}")
+        fail(f"{path} is damaged; delete it and {again}")
     if meta.get("format") != FORMAT:
-        fail(f"{directory} was prepared by another version (format {meta.get('format')}); delete it and run: {again}")
+        fail(f"{directory} was prepared by another version (format {meta.get('format')}); delete {path} and {again}")
     if meta.get("scale") != scale:
-        fail(f"{directory} was prepared for scale {meta.get('scale')}, not {scale}; run: {again}")
+        fail(f"{directory} was prepared for scale {meta.get('scale')}, not {scale}; delete {path} and {again}")
     return meta
+
+
+def full_name(source: str, num_shards: int) -> str:
+    """The source as meta.json names it: all that decides which text it is."""
+    if source == "climbmix":
+        return f"climbmix, {num_shards} shards"
+    if source == "stdlib":
+        return f"stdlib of Python {platform.python_version()}"
+    return str(Path(source).expanduser().resolve())
+
+
+def find_or_train_tokenizer(files: list[Path], vocab_size: int, directory: Path) -> Tokenizer:
+    """The tokenizer that an interrupted run left, if it was made from the very same files, else a new one."""
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    inputs = hashlib.sha256(repr((FORMAT, vocab_size, stats)).encode()).hexdigest()
+    made_from = directory / "tokenizer.from"
+    if made_from.exists() and made_from.read_text() == inputs:
+        return Tokenizer.load(directory / "tokenizer.json")
+    tokenizer = train_tokenizer(files, vocab_size)
+    made_from.unlink(missing_ok=True)
+    tokenizer.save(directory / "tokenizer.json")
+    write_atomically(made_from, inputs)
+    return tokenizer
 
 
 def prepare(source: str, num_shards: int, scale_name: str, directory: Path, workers: int) -> dict:
     """Make the prepared folder, or find it there. Returns its meta.json, which is written last."""
-    scale = SCALES[scale_name]
-    asked = {"source": source, "shards": num_shards if source == "climbmix" else None}
-    if source == "stdlib":
-        asked["source"] = f"stdlib of Python {platform.python_version()}"
-    if (directory / "meta.json").exists():
+    scale, name = SCALES[scale_name], full_name(source, num_shards)
+    path = directory / "meta.json"
+    if path.exists():
         meta = read_meta(directory, scale_name)
-        if any(meta[key] != value for key, value in asked.items()):
-            fail(f"{directory} holds {meta['source']} already; delete it, or choose another place with --data-dir")
+        if meta["source"] != name:
+            fail(f"{directory} holds {meta['source']}, not {name}; delete {path} or choose another --data-dir")
         return meta
     directory.mkdir(parents=True, exist_ok=True)
     files = source_files(source, num_shards, workers, directory)
-    # A tokenizer left by an interrupted run is used again only if it was made from the very same files.
-    inputs = hashlib.sha256(repr([(str(path), path.stat().st_size) for path in files]).encode()).hexdigest()[:16]
-    tokenizer_path = directory / "tokenizer.json"
-    if (directory / "tokenizer.from").exists() and (directory / "tokenizer.from").read_text() == inputs:
-        tokenizer = Tokenizer.load(tokenizer_path)
-    else:
-        tokenizer = train_tokenizer(files, scale.vocab_size)
-        tokenizer.save(tokenizer_path)
-        write_atomically(directory / "tokenizer.from", inputs)
-    started = time.perf_counter()
-    counts = {
-        split: pack_split(split, files, tokenizer, scale, workers, directory / f"{split}.bin")
-        for split in ("val", "train")
-    }
-    meta = {
-        "format": FORMAT,
-        "scale": scale_name,
-        **asked,
-        **counts,
+    tokenizer = find_or_train_tokenizer(files, scale.vocab_size, directory)
+    meta = {"format": FORMAT, "scale": scale_name, "source": name}
+    for split in ("val", "train"):
+        meta[split] = pack_split(split, files, tokenizer, scale, workers, directory / f"{split}.bin")
+    meta |= {
         "max_seq_len": scale.max_seq_len,
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": scale.vocab_size,
         "fingerprint": fingerprint(directory),
-        "versions": {name: importlib.metadata.version(name) for name in ("tiktoken", "rustbpe", "pyarrow", "numpy")}
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES}
         | {"python": platform.python_version()},
-        "packing_seconds": round(time.perf_counter() - started, 1),
     }
-    write_atomically(directory / "meta.json", json.dumps(meta, indent=2))
+    write_atomically(path, json.dumps(meta, indent=2) + "\n")
     return meta
 
 
@@ -588,9 +656,10 @@ def load_rows(split: str) -> np.ndarray:
 
 
 def default_device() -> str:
+    """Where batches go and models are trained: the cpu scale stays on the CPU even where there is a GPU."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if SCALE != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def to_device(tokens: np.ndarray, device):
@@ -642,26 +711,43 @@ def training_clock() -> float:
     that a busy neighbour does not shorten the training."""
     import torch
 
-    if torch.cuda.is_available():
+    if default_device() == "cuda":
         return time.perf_counter()
     return time.process_time() / torch.get_num_threads()
 
 
-def check_causal(model, tokens: np.ndarray, device) -> None:
-    """Raise ValueError if the logits before a position change when the tokens after it do.
+def token_losses(model, inputs, targets, vocab_size: int):
+    """Cross-entropy of each target in nats, (B, T) float32. ValueError if the logits are not (B, T, vocab_size)."""
+    import torch
 
-    `tokens` is (B, T + 1). Each row gets a cut of its own, behind which the text of another row is put.
+    logits = model(inputs)
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 3 or shape[:2] != inputs.shape or shape[2] < vocab_size:  # a padded vocabulary is fine
+        raise ValueError(f"the logits are {shape or type(logits)}, not {(*inputs.shape, vocab_size)}; no val_bpb")
+    losses = [
+        torch.nn.functional.cross_entropy(some.float().flatten(0, 1), wanted.flatten(), reduction="none")
+        for some, wanted in zip(logits.split(8), targets.split(8), strict=True)  # float32 logits are large
+    ]
+    return torch.cat(losses).view_as(targets)
+
+
+def check_causal(model, rows: np.ndarray, vocab_size: int, device) -> None:
+    """Raise ValueError if the losses before a position change when the input after it does.
+
+    Each of `rows`, (B, T + 1), gets a cut of its own, behind which the text of another row is put.
     """
     import torch
 
-    inputs, _ = to_device(tokens, device)
+    inputs, targets = to_device(rows, device)
     B, T = inputs.shape
-    cuts = torch.tensor([1 + (2 * row + 1) * (T - 1) // (2 * B) for row in range(B)], device=inputs.device)
-    before = torch.arange(T, device=inputs.device) < cuts[:, None]
+    cuts = torch.tensor([1 + (2 * row + 1) * (T - 1) // (2 * B) for row in range(B)], device=device)
+    before = torch.arange(T, device=device) < cuts[:, None]
     altered = torch.where(before, inputs, inputs.roll(1, 0) if B > 1 else inputs.flip(1))
-    expected, logits = model(inputs)[before].float(), model(altered)[before].float()
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2):
-        raise ValueError("not causal: logits before a position change with the tokens after it; no val_bpb")
+    expected, losses = (token_losses(model, tokens, targets, vocab_size)[before] for tokens in (inputs, altered))
+    if not torch.isfinite(expected).all():
+        raise ValueError("the logits are not finite; no val_bpb")
+    if not torch.allclose(losses, expected, rtol=1e-2, atol=1e-2):
+        raise ValueError("not causal: what comes before a position changes with the tokens after it; no val_bpb")
 
 
 def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
@@ -678,28 +764,19 @@ def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
         batch_size = min(batch_size, len(rows))
         device = next(model.parameters()).device
         token_bytes = torch.tensor(tokenizer.token_bytes(), device=device)
-        check_causal(model, rows[:batch_size], device)
+        check_causal(model, rows[:batch_size], len(token_bytes), device)
         nats = torch.zeros((), dtype=torch.float64, device=device)
         total_bytes = torch.zeros((), dtype=torch.int64, device=device)
         for start in range(0, len(rows), batch_size):
             # The last batch is moved back to full size (one shape, one compilation); rows seen before count nothing.
             first = min(start, len(rows) - batch_size)
             inputs, targets = to_device(rows[first : first + batch_size], device)
-            weights = token_bytes[targets]
-            weights[: start - first] = 0
-            logits = model(inputs)
-            if logits.ndim != 3 or logits.shape[:2] != inputs.shape or logits.shape[2] < len(token_bytes):
-                raise ValueError(
-                    f"logits are {tuple(logits.shape)}, not {(*inputs.shape, len(token_bytes))}; no val_bpb"
-                )
-            for row in range(0, batch_size, 8):  # a few rows at a time: float32 logits are large
-                part = slice(row, row + 8)
-                losses = torch.nn.functional.cross_entropy(
-                    logits[part].float().flatten(0, 1), targets[part].flatten(), reduction="none"
-                )
-                nats += torch.where(weights[part].flatten() > 0, losses, 0).sum(dtype=torch.float64)
-            total_bytes += weights.sum()
-        bpb = nats.item() / (math.log(2) * total_bytes.item())
+            sizes = token_bytes[targets]
+            sizes[: start - first] = 0
+            losses = token_losses(model, inputs, targets, len(token_bytes))
+            nats += torch.where(sizes > 0, losses, 0).sum(dtype=torch.float64)
+            total_bytes += sizes.sum()
+    bpb = nats.item() / (math.log(2) * total_bytes.item())
     if not math.isfinite(bpb):
         raise ValueError(f"val_bpb is {bpb}: the logits are not finite")
     return bpb
@@ -709,14 +786,14 @@ def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
 # Command line
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="climbmix, stdlib or a folder (default: the scale's own)")
     parser.add_argument("--shards", type=int, default=10, help="training shards of climbmix, 1 to 6542 (default: 10)")
     parser.add_argument("--scale", choices=SCALES, default=SCALE, help=f"what to prepare for (default here: {SCALE})")
     parser.add_argument("--data-dir", type=Path, default=DATA_ROOT, help=f"parent of the scale's folder ({DATA_ROOT})")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads (default: all cores)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not 1 <= args.shards <= LAST_SHARD:
         fail(f"--shards {args.shards} is not between 1 and {LAST_SHARD}")
     if args.workers < 1:
@@ -725,10 +802,12 @@ def main() -> None:
     directory = args.data_dir.expanduser().resolve() / args.scale
     try:
         report(prepare(source, args.shards, args.scale, directory, args.workers), directory)
-    except OSError as error:  # a full disk, a folder that may not be written: nothing finished is lost
-        free = f" ({shutil.disk_usage(directory).free / 1e9:.1f} GB free)" if directory.exists() else ""
-        reason = error.strerror or str(error)
-        fail(f"{error.filename or directory}: {reason}{free}; make room or choose another --data-dir, then run again")
+    except BadInput as error:
+        fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be read or written: nothing finished is lost
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "make room, or choose another --data-dir" if full else "mend that"
+        fail(f"{error.filename or directory}: {error.strerror or error}; {mend}, then run again to go on")
     except KeyboardInterrupt:
         fail("interrupted; run again to go on")
 

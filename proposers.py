@@ -18,6 +18,7 @@ import math
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -201,7 +202,8 @@ def propose_by_command(context: Context) -> Proposal:
     description.txt, if it wrote one, else the last line that it printed.
     """
     work = context.folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # of an attempt that failed
+    work.mkdir(parents=True)
     (work / "train.py").write_text(context.best_source)
     (work / "program.md").write_text(context.instructions)
     (work / "prepare_data.py").write_text((Path(__file__).parent / "prepare_data.py").read_text())

@@ -108,5 +108,9 @@ def check_invariants(folder: Path) -> None:
 
 def alive(pid: int) -> bool:
     """Is this a process that runs (no zombie)?"""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return state[:1] not in ("", "Z")
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
