@@ -11,13 +11,15 @@ The recipe is that of the public autoresearch run of March 2026 with nanochat's 
 embeddings, QK-norm, relu^2 MLPs, value embeddings, a sliding attention window, Muon for matrices, AdamW for the rest.
 """
 
+import ctypes
+import functools
 import gc
 import itertools
 import math
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -41,24 +43,26 @@ started = time.perf_counter()
 # -----------------------------------------------------------------------------
 # Hyperparameters
 
+# Every NAME = number here changes val_bpb at its scale; what only costs speed or memory is computed.
 if SCALE == "h100":
     DEPTH = 9  # layers: the one dial, width and heads follow
     ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
     HEAD_DIM = 128
-    TOTAL_BATCH_SIZE = 2**18  # tokens per step
-    DEVICE_BATCH_SIZE = 64  # rows per forward pass: memory only, the step's token count stays
+    TOTAL_BATCH_SIZE = 262_144  # tokens per step
+    UNEMBEDDING_LR = 0.005
     MOMENTUM_WARMUP_STEPS = 200
 else:
     DEPTH = 2
     ASPECT_RATIO = 32
     HEAD_DIM = 32
-    TOTAL_BATCH_SIZE = 2**11
-    DEVICE_BATCH_SIZE = 16
+    TOTAL_BATCH_SIZE = 2048
+    UNEMBEDDING_LR = 0.01
     MOMENTUM_WARMUP_STEPS = 50
+DEVICE_BATCH_SIZE = min(64, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)  # rows per pass at most: memory only
 
 # Model
 WINDOW_PATTERN = "SSSSL"  # attention windows, repeated over the layers: S short, L long; the last layer is always long
-SHORT_WINDOW = 1 / 8  # of MAX_SEQ_LEN
+SHORT_WINDOW = 0.125  # of MAX_SEQ_LEN
 ROTARY_BASE = 200_000
 QK_SCALE = 1.2  # on q and k after their norm: a sharper softmax
 SOFTCAP = 15  # logits = SOFTCAP * tanh(logits / SOFTCAP)
@@ -71,20 +75,23 @@ EMBEDDING_INIT = 0.8  # standard deviation
 HEAD_INIT = 0.001
 MATRIX_INIT = 0.68  # times dim^-0.5; output projections start at zero
 FC_INIT = 0.5  # times MATRIX_INIT, for the MLP's first matrix
-RESIDUAL_FIRST, RESIDUAL_LAST = 1.15, 1.05  # scalar on the residual stream, linear over the layers
-X0_FIRST, X0_LAST = 0.20, 0.05  # scalar on the embedding added back, likewise
+RESIDUAL_FIRST = 1.15  # scalar on the residual stream, linear over the layers from FIRST to LAST
+RESIDUAL_LAST = 1.05
+X0_FIRST = 0.20  # scalar on the embedding added back, likewise
+X0_LAST = 0.05
 BACKOUT_INIT = 0.2
 
 # Optimizer: Muon for matrices, AdamW for the rest (its rates times (dim / 768)^-0.5)
 MATRIX_LR = 0.04
 MATRIX_WEIGHT_DECAY = 0.2
-MUON_MOMENTUM_FIRST, MUON_MOMENTUM, MUON_MOMENTUM_LAST = 0.85, 0.97, 0.90
+MUON_MOMENTUM_FIRST = 0.85
+MUON_MOMENTUM = 0.97  # reached after MOMENTUM_WARMUP_STEPS
+MUON_MOMENTUM_LAST = 0.90  # at the end of the warm-down
 MUON_BETA2 = 0.9
 EMBEDDING_LR = 0.9
 EMBEDDING_WEIGHT_DECAY = 0.001
 VALUE_EMBEDDING_LR = 0.45
 VALUE_EMBEDDING_WEIGHT_DECAY = 0.003
-UNEMBEDDING_LR = 0.005
 UNEMBEDDING_WEIGHT_DECAY = 0.01
 RESIDUAL_LR = 0.005
 X0_LR = 0.5
@@ -116,12 +123,11 @@ def attend(q, k, v, window):
     return y.transpose(1, 2)
 
 
-def band_mask(T, window, device, cache={}):  # noqa: B006 (the default is the cache)
+@functools.cache
+def band_mask(T, window, device):
     """(T, T) bool: True where a query (row) may see a key (column)."""
-    if (T, window) not in cache:
-        distance = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
-        cache[T, window] = (distance >= 0) & (distance < window)
-    return cache[T, window]
+    distance = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
+    return (distance >= 0) & (distance < window)
 
 
 # -----------------------------------------------------------------------------
@@ -141,14 +147,14 @@ class GPTConfig:
 def build_config(depth, vocab_size, sequence_length):
     """Everything that follows from the depth."""
     n_head = math.ceil(depth * ASPECT_RATIO / HEAD_DIM)
-    short = max(1, int(sequence_length * SHORT_WINDOW))
+    short = min(max(1, int(sequence_length * SHORT_WINDOW)), sequence_length)
     letters = itertools.islice(itertools.cycle(WINDOW_PATTERN), depth - 1)
     windows = [short if letter == "S" else sequence_length for letter in letters] + [sequence_length]
     return GPTConfig(vocab_size, sequence_length, depth, n_head, n_head * HEAD_DIM, windows)
 
 
 def norm(x):
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)  # autocast would leave float32
 
 
 def rotate(x, cos, sin):
@@ -180,8 +186,8 @@ class Block(nn.Module):
         q, k, v = (linear(x).view(B, T, self.n_head, -1) for linear in (self.q, self.k, self.v))
         if value_embedding is not None:  # mixed into v, as much as a gate per head says
             gate = GATE_RANGE * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))
-            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        q, k = (norm(rotate(x, cos, sin)) * QK_SCALE for x in (q, k))
+            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v).to(v.dtype)
+        q, k = (norm(rotate(x, cos, sin).to(v.dtype)) * QK_SCALE for x in (q, k))
         return self.proj(attend(q, k, v, self.window).reshape(B, T, dim))
 
     def forward(self, x, value_embedding, cos, sin):
@@ -205,8 +211,8 @@ class GPT(nn.Module):
         self.residual_scalars = nn.Parameter(torch.linspace(RESIDUAL_FIRST, RESIDUAL_LAST, layers))
         self.x0_scalars = nn.Parameter(torch.linspace(X0_FIRST, X0_LAST, layers))
         self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
-        self.smear_scalar = nn.Parameter(torch.zeros(1))
-        self.backout_scalar = nn.Parameter(torch.full((1,), BACKOUT_INIT))
+        self.smear_scalar = nn.Parameter(torch.tensor(0.0))
+        self.backout_scalar = nn.Parameter(torch.tensor(BACKOUT_INIT))
         head_dim = dim // config.n_head
         frequencies = ROTARY_BASE ** -(torch.arange(0, head_dim, 2) / head_dim)
         angles = torch.outer(torch.arange(config.sequence_length), frequencies)[None, :, None]
@@ -230,15 +236,15 @@ class GPT(nn.Module):
                 nn.init.uniform_(block.gate.weight, 0, 0.02)
 
     def forward(self, idx):
-        T = idx.size(1)
-        cos, sin = self.cos[:, :T], self.sin[:, :T]
+        cos, sin = self.cos[:, : idx.size(1)], self.sin[:, : idx.size(1)]
         x = norm(self.embedding(idx))
+        x = x.bfloat16() if x.is_cuda else x  # the residual stream; the scalars have no dimension, so it stays bf16
         smear = self.smear_scalar * torch.sigmoid(self.smear_gate(x[:, 1:, :SMEAR_CHANNELS]))
         x = torch.cat((x[:, :1], x[:, 1:] + smear * x[:, :-1]), dim=1)  # each token sees a little of the one before
         x0 = x
         for i, block in enumerate(self.blocks):
             x = self.residual_scalars[i] * x + self.x0_scalars[i] * x0
-            value_embedding = self.value_embeddings[str(i)](idx) if str(i) in self.value_embeddings else None
+            value_embedding = self.value_embeddings[str(i)](idx) if block.gate is not None else None
             x = block(x, value_embedding, cos, sin)
             if i == (len(self.blocks) - 1) // 2:
                 middle = x
@@ -317,7 +323,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(params)
                 dim = -1 if params.size(-2) >= params.size(-1) else -2
                 state["second_moment"] = torch.zeros_like(params.sum(dim=dim, keepdim=True))
-            scalars = (torch.tensor(group[name]) for name in ("momentum", "lr", "weight_decay"))
+            scalars = (torch.tensor(float(group[name])) for name in ("momentum", "lr", "weight_decay"))
             self.update(grads, params, state["momentum_buffer"], state["second_moment"], *scalars)
             torch._foreach_copy_(matrices, list(params.unbind()))
 
@@ -326,21 +332,21 @@ def build_optimizers(model):
     """[Muon, AdamW] over every parameter once. Each group remembers its first rates for the schedule."""
     adam_scale = (model.config.n_embd / 768) ** -0.5
 
-    def group(params, lr, betas, weight_decay=0.0):
-        return {"params": list(params), "lr": lr, "betas": betas, "weight_decay": weight_decay}
+    def group(params, lr, betas, weight_decay=0.0, eps=1e-10):
+        return {"params": list(params), "lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
 
     smear = [*model.smear_gate.parameters(), model.smear_scalar, model.backout_scalar]
-    embedding, head = model.embedding.parameters(), model.lm_head.parameters()
     values = model.value_embeddings.parameters()
+    # The scalars' eps is larger: their first gradient is rounding noise only, which Adam would make a full step of.
     adam_groups = [
-        group(head, UNEMBEDDING_LR * adam_scale, (0.8, 0.96), UNEMBEDDING_WEIGHT_DECAY),
-        group(embedding, EMBEDDING_LR * adam_scale, (0.8, 0.995), EMBEDDING_WEIGHT_DECAY),
+        group(model.lm_head.parameters(), UNEMBEDDING_LR * adam_scale, (0.8, 0.96), UNEMBEDDING_WEIGHT_DECAY),
+        group(model.embedding.parameters(), EMBEDDING_LR * adam_scale, (0.8, 0.995), EMBEDDING_WEIGHT_DECAY),
         group(values, VALUE_EMBEDDING_LR * adam_scale, (0.8, 0.995), VALUE_EMBEDDING_WEIGHT_DECAY),
-        group([model.residual_scalars], RESIDUAL_LR, (0.8, 0.95), 0.05),
-        group([model.x0_scalars], X0_LR, (0.96, 0.95)),
-        group(smear, SMEAR_LR, (0.8, 0.95)),
+        group([model.residual_scalars], RESIDUAL_LR, (0.8, 0.95), 0.05, eps=1e-6),
+        group([model.x0_scalars], X0_LR, (0.96, 0.95), eps=1e-6),
+        group(smear, SMEAR_LR, (0.8, 0.95), eps=1e-6),
     ]
-    adamw = torch.optim.AdamW(adam_groups, eps=1e-10, fused=True)
+    adamw = torch.optim.AdamW(adam_groups, fused=True)
     muon = Muon(model.blocks.parameters(), MATRIX_LR, MATRIX_WEIGHT_DECAY)
     for group in muon.param_groups + adamw.param_groups:
         group["first_lr"], group["first_weight_decay"] = group["lr"], group["weight_decay"]
@@ -382,13 +388,17 @@ if device == "cuda":
 else:
     torch.set_num_threads(1)  # two threads stall each other as soon as anything else runs
     autocast = nullcontext()
+    with suppress(AttributeError):  # glibc only: keep freed memory, as faulting it in anew was a quarter of a step
+        ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
 
 tokenizer = Tokenizer.from_directory()
 config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
-tokens_per_pass = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
-assert TOTAL_BATCH_SIZE % tokens_per_pass == 0, f"TOTAL_BATCH_SIZE is not a multiple of {tokens_per_pass} tokens"
-grad_accum_steps = TOTAL_BATCH_SIZE // tokens_per_pass
-batches = make_dataloader(tokenizer, DEVICE_BATCH_SIZE, MAX_SEQ_LEN, "train")
+rows_per_step = max(1, round(TOTAL_BATCH_SIZE / MAX_SEQ_LEN))
+passes = math.ceil(rows_per_step / max(1, DEVICE_BATCH_SIZE))
+rows_per_pass = round(rows_per_step / passes)
+tokens_per_step = passes * rows_per_pass * MAX_SEQ_LEN
+batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
 
 model = GPT(config).to(device)
 model.init_weights()
@@ -398,22 +408,32 @@ flops_per_token = model.flops_per_token()
 PEAK_FLOPS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12, "L40": 181e12}  # dense bf16
 device_name = torch.cuda.get_device_name() if device == "cuda" else ""
 peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), math.inf)  # unknown: MFU 0
-compiled_model = torch.compile(model, dynamic=False) if device == "cuda" else model
 print(f"{device_name or 'CPU'} | {num_params / 1e6:.1f} M parameters | depth {DEPTH} | dim {config.n_embd}", end=" ")
-print(f"| {TOTAL_BATCH_SIZE} tokens per step, {grad_accum_steps} passes | windows {config.windows}")
+print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.windows}")
 
 # -----------------------------------------------------------------------------
 # Training
 
 
+def mean_loss(inputs, targets):
+    """Cross-entropy in nats per token of (B, T) inputs and targets."""
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+if device == "cuda":
+    training_loss = torch.compile(mean_loss, dynamic=False)  # the loss too: its float32 logits are the largest tensor
+    scoring_model = torch.compile(model, dynamic=False)
+else:
+    training_loss, scoring_model = mean_loss, model
+
+
 def train_step(batches, step, progress):
-    """One optimizer step over grad_accum_steps batches. Returns the mean loss (a tensor: reading it would wait)."""
+    """One optimizer step over `passes` batches. Returns the mean loss, on the device: reading it would wait."""
     total = torch.zeros((), device=device)
-    for _ in range(grad_accum_steps):
+    for _ in range(passes):
         inputs, targets, _ = next(batches)
         with autocast:
-            logits = compiled_model(inputs)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / grad_accum_steps
+            loss = training_loss(inputs, targets) / passes
         loss.backward()
         total += loss.detach()
     set_schedule(optimizers, step, progress)
@@ -421,6 +441,22 @@ def train_step(batches, step, progress):
         optimizer.step()
         optimizer.zero_grad()
     return total
+
+
+def start_reading(loss):
+    """Start the copy of a loss to the host. Returns a function that waits for it and gives the number."""
+    if device == "cpu":
+        return loss.item
+    copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record()
+    return lambda: copied.synchronize() or copy.item()
+
+
+def stop_if_diverged(value, step):
+    """End the run with exit code 1 where the loss is NaN or twice that of guessing."""
+    if not value < 2 * math.log(config.vocab_size):
+        print(f"\nloss is {value} at step {step}: training has diverged")
+        sys.exit(1)
 
 
 # Compile and warm up on steps that are undone: no training happens before the clock starts.
@@ -434,48 +470,37 @@ for optimizer in optimizers:
 torch.manual_seed(SEED)
 batches = itertools.chain([first_batch], batches)
 del weights
-gc.collect()
-gc.freeze()
 gc.disable()  # a collection would stall the GPU in mid-step
 
-step, progress, training_seconds, smooth_loss = 0, 0.0, 0.0, 0.0
+step, progress, smooth_loss, read_previous = 0, 0.0, 0.0, None
 clock_start = training_clock()
-previous_loss = None
 while progress < 1:
-    loss = train_step(batches, step, progress)
+    read_loss = start_reading(train_step(batches, step, progress))
+    # The loss of the step before: the GPU goes on with this step while the host waits for that number.
+    value = (read_previous or read_loss)()
+    stop_if_diverged(value, step)
+    read_previous = read_loss
     step += 1
-    # Read the loss of the step before: it is there already, so the GPU never waits for the host.
-    current = loss if previous_loss is None or STEPS else previous_loss
-    value, previous_loss = current.item(), loss
-    if not value < 100:
-        print(f"\nloss is {value} at step {step}: training has diverged")
-        sys.exit(1)
     training_seconds = training_clock() - clock_start
     progress = min(1.0, step / STEPS if STEPS else training_seconds / TIME_BUDGET)
     smooth_loss = 0.9 * smooth_loss + 0.1 * value
-    tokens_per_second = step * TOTAL_BATCH_SIZE / training_seconds
+    tokens_per_second = step * tokens_per_step / training_seconds
     mfu_percent = 100 * flops_per_token * tokens_per_second / peak_flops
     seconds_left = training_seconds / progress - training_seconds
-    print(
-        f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
-        f"{tokens_per_second / 1e3:.1f} k tok/s | mfu {mfu_percent:.1f} % | {seconds_left:.0f} s left",
-        end="  ",
-        flush=True,
-    )
+    line = f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
+    line += f"{tokens_per_second / 1e3:.1f} k tok/s | mfu {mfu_percent:.1f} % | {seconds_left:.0f} s left"
+    print(line, end="  ", flush=True)
 
-if device == "cuda":
-    torch.cuda.synchronize()
+stop_if_diverged(read_loss(), step)  # waits for the last step
 training_seconds = training_clock() - clock_start
-if not loss.item() < 100:
-    print(f"\nloss is {loss.item()} at step {step}: training has diverged")
-    sys.exit(1)
+mfu_percent = 100 * flops_per_token * step * tokens_per_step / training_seconds / peak_flops
 
 # -----------------------------------------------------------------------------
 # Summary
 
 model.eval()
 with autocast:
-    val_bpb = evaluate_bpb(compiled_model, tokenizer, DEVICE_BATCH_SIZE)
+    val_bpb = evaluate_bpb(scoring_model, tokenizer, rows_per_pass)
 if device == "cuda":
     peak_mb = torch.cuda.max_memory_allocated() / 2**20
 else:
@@ -486,7 +511,7 @@ print(f"training_seconds: {training_seconds:.1f}")
 print(f"total_seconds:    {time.perf_counter() - started:.1f}")
 print(f"peak_vram_mb:     {peak_mb:.1f}")
 print(f"mfu_percent:      {mfu_percent:.2f}")
-print(f"total_tokens_M:   {step * TOTAL_BATCH_SIZE / 1e6:.1f}")
+print(f"total_tokens_M:   {step * tokens_per_step / 1e6:.1f}")
 print(f"num_steps:        {step}")
 print(f"num_params_M:     {num_params / 1e6:.1f}")
 print(f"depth:            {DEPTH}")

@@ -1,0 +1,366 @@
+"""train.py: its parts against plain references, in float64 where that sharpens the comparison, and whole short runs."""
+
+import ast
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SOURCE = (ROOT / "train.py").read_text()
+DEFINITIONS = SOURCE.partition("# Setup\n")[0]
+VOCABULARY, T = 64, 32
+torch.set_num_threads(1)  # two are slower than one where anything else runs
+
+
+def load(definitions=DEFINITIONS):
+    """The definitions part of train.py as a module."""
+    module = types.ModuleType("train_definitions")
+    sys.modules[module.__name__] = module  # @dataclass looks its module up
+    exec(compile(definitions, "train.py", "exec"), module.__dict__)
+    return module
+
+
+train = load()
+
+
+def set_constant(name, value, source=SOURCE):
+    """`source` with the value of a module-level constant replaced, in the branch of the cpu scale if it has two."""
+    pattern = re.compile(rf"^( *){name} = [^#\n]*", re.M)
+    place = list(pattern.finditer(source))[-1]
+    return source[: place.start()] + f"{place[1]}{name} = {value}  " + source[place.end() :]
+
+
+def cpu_constants():
+    """{name: value} of every `NAME = number` that the cpu scale executes."""
+    statements = []
+    for node in ast.parse(SOURCE).body:
+        statements += node.orelse if isinstance(node, ast.If) and "SCALE" in ast.unparse(node.test) else [node]
+    return {
+        node.targets[0].id: node.value.value
+        for node in statements
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and type(node.value.value) in (int, float)
+    }
+
+
+def small_model(module=train, depth=2, seed=0):
+    torch.manual_seed(seed)
+    model = module.GPT(module.build_config(depth, VOCABULARY, T))
+    model.init_weights()
+    return model
+
+
+def with_live_outputs(model):
+    """Replace the zero-initialised parts by noise, so that every path carries a signal."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    return model
+
+
+def run(tmp_path, source=SOURCE, **environment):
+    """Run a train.py text as its own process; AUTORESEARCH_STEPS and the like come as keyword arguments."""
+    path = tmp_path / "train.py"
+    path.write_text(source)
+    variables = {f"AUTORESEARCH_{name}": str(value) for name, value in environment.items()}
+    return subprocess.run(
+        [sys.executable, path],
+        env={**os.environ, "AUTORESEARCH_SCALE": "cpu", "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def summary(result):
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    return dict(re.findall(r"^(\w+): +(\S+)$", result.stdout.partition("\n---\n")[2], re.M))
+
+
+# -----------------------------------------------------------------------------
+# Attention and model
+
+
+def dense_attention(q, k, v, window):
+    """Attention of (B, T, heads, head_dim) written out with a dense mask."""
+    T = q.size(1)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.size(-1) ** 0.5
+    for i in range(T):
+        for j in range(T):
+            if not 0 <= i - j < window:
+                scores[:, :, i, j] = -math.inf
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+
+
+@pytest.mark.parametrize("window", [1, 5, T - 1, T, 2 * T])
+def test_attention_is_that_of_a_dense_mask(window):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, T, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(train.attend(q, k, v, window), dense_attention(q, k, v, window))
+
+
+def test_window_as_long_as_the_row_is_full_attention():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, T, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(train.attend(q, k, v, T), train.attend(q, k, v, 10 * T), rtol=0, atol=0)
+
+
+def test_rotary_keeps_lengths_and_sees_only_distances():
+    model = small_model()
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 1, 1, 1, train.HEAD_DIM).expand(2, 1, T, 1, -1)
+    a, b = train.rotate(a, model.cos, model.sin)[0, :, 0], train.rotate(b, model.cos, model.sin)[0, :, 0]
+    torch.testing.assert_close(a.norm(dim=-1), a[:1].norm(dim=-1).expand(T))
+    products = a @ b.T
+    for distance in (0, 1, 7):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(products.diagonal(1), products.diagonal(-1)[:1], atol=1e-2)  # the direction counts
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(1, [0]), (2, [1]), (5, [0, 2, 4]), (8, [1, 3, 5, 7])])
+def test_value_embeddings_are_on_alternate_layers_with_the_last(depth, layers):
+    model = small_model(depth=depth)
+    assert sorted(map(int, model.value_embeddings)) == layers
+    assert [i for i, block in enumerate(model.blocks) if block.gate is not None] == layers
+
+
+@pytest.mark.parametrize("depth", [1, 2, 6, 9])
+def test_windows_follow_the_pattern_and_the_last_is_long(depth):
+    short = int(T * train.SHORT_WINDOW)
+    pattern = (train.WINDOW_PATTERN * depth)[:depth]
+    windows = train.build_config(depth, VOCABULARY, T).windows
+    assert windows[-1] == T
+    assert windows[:-1] == [short if letter == "S" else T for letter in pattern[:-1]]
+
+
+def test_window_is_never_longer_than_the_row():
+    module = load(set_constant("SHORT_WINDOW", 3.0, DEFINITIONS))
+    assert module.build_config(2, VOCABULARY, T).windows == [T, T]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_gpt_is_causal(depth):
+    model = with_live_outputs(small_model(depth=depth))
+    idx = torch.randint(VOCABULARY, (2, T))
+    before = model(idx)
+    for cut in (1, 7, T - 1):
+        altered = idx.clone()
+        altered[:, cut:] = (altered[:, cut:] + 1) % VOCABULARY
+        after = model(altered)
+        torch.testing.assert_close(after[:, :cut], before[:, :cut])
+        assert not torch.allclose(after[:, cut], before[:, cut])
+
+
+def test_logits_are_float32_capped_and_start_near_uniform():
+    model = small_model()
+    logits = model(torch.randint(VOCABULARY, (2, T)))
+    assert logits.shape == (2, T, VOCABULARY)
+    assert logits.dtype == torch.float32
+    assert logits.abs().max() < 0.1
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    assert model(torch.randint(VOCABULARY, (2, T))).abs().max() <= train.SOFTCAP
+
+
+def test_attention_gets_bf16_under_autocast():
+    """What the GPU's kernels require; autocast itself would hand them float32 after the norm and the rotary."""
+    module = load()
+    received = []
+
+    def attend(q, k, v, window):
+        received.extend(x.dtype for x in (q, k, v))
+        return train.attend(q, k, v, window)
+
+    module.attend = attend
+    model = small_model(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randint(VOCABULARY, (2, T)))
+    assert received == [torch.bfloat16] * 6
+
+
+def test_flops_against_a_hand_count():
+    model = small_model(depth=2)  # dim 64: q, k, v, proj, two MLP matrices of 4x, a gate on the last layer, the head
+    assert (model.config.n_embd, model.config.windows) == (64, [int(T * train.SHORT_WINDOW), T])
+    matmul = 2 * 12 * 64**2 + train.GATE_CHANNELS * 2 + VOCABULARY * 64
+    attention = 2 * 2 * 64 * (int(T * train.SHORT_WINDOW) + T)  # scores and mixing, a multiply and an add each
+    assert model.flops_per_token() == 3 * (2 * matmul + attention)  # backward costs twice forward
+
+
+# -----------------------------------------------------------------------------
+# Optimizer
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
+def test_orthogonalize_against_svd(shape):
+    torch.manual_seed(0)
+    G = torch.randn(shape, dtype=torch.float64)
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    core = U.mT @ train.orthogonalize(G) @ Vh.mT  # in the singular basis of G: diagonal, near 1
+    values = core.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(core, torch.diag_embed(values), rtol=0, atol=1e-6)
+    assert values.min() > 0.7 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_every_parameter_is_in_one_group(depth):
+    model = small_model(depth=depth)
+    optimizers = train.build_optimizers(model)
+    grouped = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_muon_keeps_the_size_of_an_orthogonal_step_and_decays_only_in_agreement():
+    torch.manual_seed(0)
+    grads, params = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    buffers = torch.zeros_like(params), torch.zeros(3, 16, 1, dtype=torch.float64)
+    steps = []
+    for weight_decay in (0.0, 0.5):
+        after = params.clone()
+        scalars = (torch.tensor(x, dtype=torch.float64) for x in (0.9, 0.1, weight_decay))
+        train.muon_update(grads, after, *(buffer.clone() for buffer in buffers), *scalars)
+        steps.append((params - after) / 0.1)
+    torch.testing.assert_close(steps[0].norm(dim=(1, 2)), torch.full((3,), 4.0).double(), rtol=0.15, atol=0)
+    agree = steps[0] * params >= 0
+    torch.testing.assert_close(steps[1] - steps[0], 0.5 * params * agree)
+
+
+def test_schedule_end_points():
+    optimizers = train.build_optimizers(small_model())
+    muon, adamw = optimizers
+    first = [group["lr"] for group in muon.param_groups + adamw.param_groups]
+    for progress, factor in ((0.0, 1), (1 - train.WARMDOWN_FRACTION, 1), (1.0, train.FINAL_LR_FRACTION)):
+        train.set_schedule(optimizers, 10**6, progress)
+        rates = [group["lr"] for group in muon.param_groups + adamw.param_groups]
+        assert rates == pytest.approx([rate * factor for rate in first])
+    assert train.muon_momentum(0, 0.0) == pytest.approx(train.MUON_MOMENTUM_FIRST)
+    assert train.muon_momentum(train.MOMENTUM_WARMUP_STEPS, 0.0) == pytest.approx(train.MUON_MOMENTUM)
+    assert muon.param_groups[0]["momentum"] == pytest.approx(train.MUON_MOMENTUM_LAST)
+    assert muon.param_groups[0]["weight_decay"] == pytest.approx(0)
+    train.set_schedule(optimizers, 0, 0.0)
+    assert muon.param_groups[0]["weight_decay"] == train.MATRIX_WEIGHT_DECAY
+
+
+# -----------------------------------------------------------------------------
+# Constants
+
+
+def logits_after(module, steps=6):
+    """The logits of a small model after a few steps on made-up tokens."""
+    model = small_model(module, depth=module.DEPTH)
+    optimizers = module.build_optimizers(model)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        idx = torch.randint(VOCABULARY, (4, T + 1), generator=generator)
+        logits = model(idx[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten())
+        loss.backward()
+        module.set_schedule(optimizers, step, step / (steps - 1))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return logits.detach()
+
+
+@pytest.fixture(scope="module")
+def unchanged_logits():
+    return logits_after(train)
+
+
+@pytest.mark.parametrize("name", sorted(set(cpu_constants()) - {"TOTAL_BATCH_SIZE"}))
+def test_every_constant_takes_effect(name, unchanged_logits):
+    value = cpu_constants()[name]
+    factor = 2 if isinstance(value, int) else 0.5
+    changed = load(set_constant(name, type(value)(value * factor), DEFINITIONS))
+    assert not torch.equal(logits_after(changed), unchanged_logits)
+
+
+def test_there_are_constants_and_each_is_set_once():
+    names = re.findall(r"^ *([A-Z][A-Z0-9_]+) = [\d.]", SOURCE, re.M)
+    assert {"DEPTH", "MATRIX_LR", "WARMDOWN_FRACTION", "TOTAL_BATCH_SIZE"} <= set(cpu_constants())
+    assert max(map(names.count, names)) <= 2  # one for each scale
+
+
+# -----------------------------------------------------------------------------
+# Whole runs, by steps
+
+
+@pytest.fixture(scope="module")
+def short_run(prepared, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("short_run"), STEPS=5, SEED=1)
+
+
+KEYS = "val_bpb training_seconds total_seconds peak_vram_mb mfu_percent total_tokens_M num_steps num_params_M depth"
+
+
+def test_summary_has_every_key(short_run):
+    values = summary(short_run)
+    assert list(values) == KEYS.split()
+    assert all(math.isfinite(float(value)) for value in values.values())
+    assert values["num_steps"] == "5"
+    assert 1 < float(values["val_bpb"]) < 5
+    assert re.findall(r"^step (\d+) \|", short_run.stdout, re.M) == ["1", "2", "3", "4", "5"]
+
+
+def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_path):
+    warm_up = "for _ in range(2):\n    train_step("
+    assert SOURCE.count(warm_up) == 1
+    without = SOURCE.replace(warm_up, "for _ in range(0):\n    train_step(")
+    assert summary(run(tmp_path, without, STEPS=5, SEED=1))["val_bpb"] == summary(short_run)["val_bpb"]
+
+
+def test_another_seed_gives_another_number(short_run, tmp_path):
+    assert summary(run(tmp_path, STEPS=5, SEED=2))["val_bpb"] != summary(short_run)["val_bpb"]
+
+
+def test_batch_size_takes_effect_and_need_not_divide(short_run, tmp_path):
+    rows = cpu_constants()["TOTAL_BATCH_SIZE"] // 128
+    result = run(tmp_path, set_constant("TOTAL_BATCH_SIZE", rows * 128 - 200), STEPS=5, SEED=1)
+    assert f"{(rows - 2) * 128} tokens per step, 1 passes" in result.stdout
+    assert summary(result)["val_bpb"] != summary(short_run)["val_bpb"]
+
+
+def test_passes_add_up_to_the_same_step(short_run, tmp_path):
+    halved = re.sub(r"DEVICE_BATCH_SIZE = min\(64,", "DEVICE_BATCH_SIZE = min(4,", SOURCE)
+    result = run(tmp_path, halved, STEPS=5, SEED=1)
+    assert re.search(r"tokens per step, [2-9] passes", result.stdout)
+    assert float(summary(result)["val_bpb"]) == pytest.approx(float(summary(short_run)["val_bpb"]), abs=2e-4)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(
+    "source",
+    [set_constant("SOFTCAP", "math.nan"), pytest.param(set_constant("UNEMBEDDING_LR", 1e4), marks=pytest.mark.slow)],
+    ids=["nan", "huge learning rate"],
+)
+def test_divergence_ends_the_run_at_once(source, tmp_path):
+    result = run(tmp_path, source, STEPS=500)
+    assert result.returncode == 1
+    assert "training has diverged" in result.stdout
+    assert "val_bpb" not in result.stdout
+    assert len(re.findall(r"^step \d+ \|", result.stdout, re.M)) < 20
+
+
+# -----------------------------------------------------------------------------
+# Whole runs, by the clock
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
+def test_a_run_keeps_its_time_budget(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    values = summary(run(tmp_path))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30  # CPU seconds in all
+    assert float(values["training_seconds"]) == pytest.approx(20, abs=0.5)
+    assert float(values["val_bpb"]) < 2.2
