@@ -72,7 +72,7 @@ class Settings:
     keep: Keep = Keep()
 
 
-DEFAULT_MIN_GAIN = {"h100": 0.0005, "cpu": 0.005}
+DEFAULT_MIN_GAIN = {"h100": 0.0005, "cpu": 0.02}  # about what a repeat of the same file differs by
 
 
 def read_settings(cls, values, where: str):
@@ -132,41 +132,54 @@ def signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def open_repository() -> git.Repo:
+def run_git(repo: git.Git, *arguments: str, strip: bool = True, check: bool = True, env: dict | None = None) -> str:
+    """The output of a git command. Raises git.GitCommandError, or with check=False gives what there is, maybe ""."""
+    with signals_held():
+        options = {"strip_newline_in_stdout": strip, "with_exceptions": check, "env": env}
+        return repo.execute(["git", *arguments], **options)
+
+
+def open_repository() -> git.Git:
     """The git repository of this folder, able to commit even where no user.name is set."""
-    try:
-        repo = git.Repo(ROOT)
-        repo.head.commit  # noqa: B018 (raises without a first commit)
-    except (git.InvalidGitRepositoryError, ValueError):
+    repo = git.Git(ROOT)
+    if not run_git(repo, "rev-parse", "-q", "--verify", "HEAD", check=False):
         fail(f"{ROOT} is not a git repository with a commit; run: git init && git add -A && git commit -m start")
-    reader = repo.config_reader()
-    if not reader.has_option("user", "email"):
+    if not run_git(repo, "config", "user.email", check=False):
         names = {"NAME": "autoresearch", "EMAIL": "autoresearch@localhost"}
         env = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
-        repo.git.update_environment(**env)
+        repo.update_environment(**env)
     return repo
 
 
-def commit_file(repo: git.Repo, parent: str, name: str, text: str, message: str) -> str:
+def current_branch(repo: git.Git) -> str:
+    """The branch that is checked out, "" for a detached HEAD."""
+    return run_git(repo, "symbolic-ref", "-q", "--short", "HEAD", check=False)
+
+
+def commit_of(repo: git.Git, revision: str) -> str:
+    """The full hash of a commit, "" if there is none."""
+    return run_git(repo, "rev-parse", "-q", "--verify", revision + "^{commit}", check=False)
+
+
+def changed(repo: git.Git, name: str) -> bool:
+    """Whether a file differs from the checked-out commit, or is not in it."""
+    return bool(run_git(repo, "status", "--porcelain", "--", name))
+
+
+def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str) -> str:
     """A commit object: the tree of `parent` with `text` as its file `name`. Nothing else changes. Returns its hash."""
-    scratch, index = (Path(repo.git_dir) / f"autoresearch.{suffix}" for suffix in ("blob", "index"))
+    folder = Path(run_git(repo, "rev-parse", "--absolute-git-dir"))
+    scratch, env = folder / "autoresearch.blob", {"GIT_INDEX_FILE": str(folder / "autoresearch.index")}
     scratch.write_text(text)
-    with signals_held(), repo.git.custom_environment(GIT_INDEX_FILE=str(index)):
-        blob = repo.git.hash_object("-w", "--no-filters", "--", str(scratch))
-        repo.git.read_tree(parent)
-        repo.git.update_index("--add", "--cacheinfo", f"100644,{blob},{name}")
-        return repo.git.commit_tree(repo.git.write_tree(), "-p", parent, "-m", message)
+    blob = run_git(repo, "hash-object", "-w", "--no-filters", "--", str(scratch))
+    run_git(repo, "read-tree", parent, env=env)
+    run_git(repo, "update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", env=env)
+    return run_git(repo, "commit-tree", run_git(repo, "write-tree", env=env), "-p", parent, "-m", message)
 
 
-def set_ref(repo: git.Repo, ref: str, commit: str) -> None:
-    with signals_held():
-        repo.git.update_ref(ref, commit)
-
-
-def file_at(repo: git.Repo, commit: str, name: str) -> str:
+def file_at(repo: git.Git, commit: str, name: str) -> str:
     """The text of a file in a commit, "" if it is not there."""
-    tree = repo.commit(commit).tree
-    return (tree / name).data_stream.read().decode() if name in tree else ""
+    return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
 
 
 def experiment_ref(tag: str, number: int) -> str:
@@ -273,7 +286,7 @@ def judge(result: RunResult, best: float, min_gain: float) -> Verdict:
 class Search:
     """One tag's search: what is on disk, and what this session was asked for."""
 
-    repo: git.Repo
+    repo: git.Git
     tag: str
     scale: str
     seed: int
@@ -307,11 +320,7 @@ class Search:
     @property
     def head(self) -> str:
         """The commit of the branch, wherever the user's HEAD is."""
-        return self.repo.commit(f"refs/heads/{self.branch}").hexsha
-
-    @property
-    def checked_out(self) -> bool:
-        return not self.repo.head.is_detached and self.repo.head.ref.name == self.branch
+        return commit_of(self.repo, f"refs/heads/{self.branch}")
 
     @property
     def kept(self) -> list[Row]:
@@ -344,10 +353,9 @@ def enter_branch(search: Search) -> None:
     """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring branch, train.py and ledger together."""
     repo, branch = search.repo, search.branch
     rescue_results(search)
-    fresh = branch not in repo.heads
+    fresh = not search.head
     try:
-        with signals_held():
-            repo.git.switch(*(["-c", branch] if fresh else [branch]))
+        run_git(repo, "switch", *(["-c", branch] if fresh else [branch]))
     except git.GitCommandError as error:
         fail(f"git cannot switch to {branch}: {' '.join(error.stderr.split())}")
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -355,50 +363,46 @@ def enter_branch(search: Search) -> None:
         search.results.write_text(HEADER)
     search.rows = read_rows(search.results)
     if search.kept:
-        best = repo.commit(experiment_ref(search.tag, search.kept[-1].number))
-        if best.parents and best.parents[0] == repo.head.commit:  # killed between row and branch
-            set_ref(repo, f"refs/heads/{branch}", best.hexsha)
+        ref = experiment_ref(search.tag, search.kept[-1].number)
+        if commit_of(repo, f"{ref}^") == search.head:  # killed between row and branch
+            run_git(repo, "update-ref", f"refs/heads/{branch}", ref)
     restore_train(search)
 
 
 def rescue_results(search: Search) -> None:
     """Commit rows that a killed loop left uncommitted on the branch of another tag, before leaving that branch."""
-    head = search.repo.head
-    if head.is_detached or head.ref.name == search.branch or not head.ref.name.startswith("autoresearch/"):
-        return
-    commit_results(search.repo, head.ref.name, f"Results of {head.ref.name}")
+    branch = current_branch(search.repo)
+    if branch.startswith("autoresearch/") and branch != search.branch:
+        commit_results(search.repo, branch, f"Results of {branch}")
 
 
 def restore_train(search: Search) -> None:
     """train.py is the branch's. A kill between the branch's move and the file's leaves the parent's text: caught up."""
-    if not search.repo.git.status("--porcelain", "--", "train.py"):
+    if not changed(search.repo, "train.py"):
         return
     on_disk = (ROOT / "train.py").read_text()
-    parents = search.repo.head.commit.parents
-    if not parents or on_disk != file_at(search.repo, parents[0].hexsha, "train.py"):
+    if on_disk != file_at(search.repo, "HEAD^", "train.py"):
         fail(f"train.py differs from the best of {search.branch}; commit your edit or undo it: git restore train.py")
     follow_best(search, on_disk)
 
 
 def follow_best(search: Search, before: str) -> None:
     """train.py becomes the branch's, unless someone edited it meanwhile: a user's edit is never overwritten."""
-    if not search.checked_out or (ROOT / "train.py").read_text() != before:
+    if current_branch(search.repo) != search.branch or (ROOT / "train.py").read_text() != before:
         search.say(f"train.py was changed by hand and is left alone; the best is: git show {search.branch}:train.py")
         return
-    with signals_held():
-        search.repo.git.checkout("HEAD", "--", "train.py")
+    run_git(search.repo, "checkout", "HEAD", "--", "train.py")
 
 
-def commit_results(repo: git.Repo, branch: str, message: str) -> None:
+def commit_results(repo: git.Git, branch: str, message: str) -> None:
     """results.tsv as it is on disk, as a commit on top of `branch`."""
-    head, text = repo.commit(f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
-    if file_at(repo, head.hexsha, "results.tsv") == text:
+    head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
+    if file_at(repo, head, "results.tsv") == text:
         return
-    commit = commit_file(repo, head.hexsha, "results.tsv", text, message)
-    set_ref(repo, f"refs/heads/{branch}", commit)
-    if not repo.head.is_detached and repo.head.ref.name == branch:
-        with signals_held():
-            repo.git.add("results.tsv")
+    commit = commit_file(repo, head, "results.tsv", text, message)
+    run_git(repo, "update-ref", f"refs/heads/{branch}", commit)
+    if current_branch(repo) == branch:
+        run_git(repo, "add", "results.tsv")
 
 
 def reload_program(search: Search) -> None:
@@ -432,7 +436,7 @@ class Candidate:
 
 
 def next_number(search: Search) -> int:
-    refs = search.repo.git.for_each_ref("--format=%(refname)", f"refs/autoresearch/{search.tag}/").split()
+    refs = run_git(search.repo, "for-each-ref", "--format=%(refname)", f"refs/autoresearch/{search.tag}/").split()
     return max([row.number for row in search.rows] + [int(ref.rpartition("/")[2]) for ref in refs], default=-1) + 1
 
 
@@ -447,7 +451,7 @@ def unfinished(search: Search) -> Candidate | None:
         values = json.loads(stored.read_text())
         proposal = Proposal(values["description"], source, Usage(**values["usage"]))
     else:
-        subject = search.repo.commit(experiment_ref(search.tag, number)).summary
+        subject = run_git(search.repo, "log", "-1", "--format=%s", experiment_ref(search.tag, number))
         proposal = Proposal("baseline" if not search.kept else re.sub(r"^\d+: ", "", subject), source)
     search.say(f"{number:4d}  was left without a result and runs now")
     return Candidate(number, source, proposal, search.best)
@@ -498,7 +502,7 @@ def next_candidate(search: Search) -> Candidate | None:
     """The next experiment: the baseline first, then what the proposer has; None if it had nothing."""
     number = next_number(search)
     if not search.kept:
-        set_ref(search.repo, experiment_ref(search.tag, number), search.head)
+        run_git(search.repo, "update-ref", experiment_ref(search.tag, number), search.head)
         source = file_at(search.repo, search.head, "train.py")
         return Candidate(number, source, Proposal("baseline", source), math.inf)
     try:
@@ -514,7 +518,7 @@ def next_candidate(search: Search) -> Candidate | None:
     (folder / "proposal.json").write_text(json.dumps(stored, indent=1))
     message = f"{number:04d}: {one_line(proposal.description)}"
     commit = commit_file(search.repo, search.head, "train.py", proposal.source, message)
-    set_ref(search.repo, experiment_ref(search.tag, number), commit)
+    run_git(search.repo, "update-ref", experiment_ref(search.tag, number), commit)
     return Candidate(number, proposal.source, proposal, search.best)
 
 
@@ -551,13 +555,13 @@ def run(search: Search, candidate: Candidate) -> RunResult:
 def record(search: Search, candidate: Candidate, result: RunResult, verdict: Verdict, started: float) -> None:
     """Commit message, ref, row, branch, train.py, picture: in the order that the module's docstring gives."""
     repo, ref = search.repo, experiment_ref(search.tag, candidate.number)
-    commit = repo.commit(ref).hexsha
+    commit = commit_of(repo, ref)
     best_commit = search.kept[-1].commit if search.kept else commit[:7]
     is_baseline = math.isinf(candidate.best)
     if not is_baseline:
         message = result_message(search, candidate, result, verdict)
         commit = commit_file(repo, search.head, "train.py", candidate.source, message)
-        set_ref(repo, ref, commit)
+        run_git(repo, "update-ref", ref, commit)
     usage = candidate.proposal.usage
     row = Row(
         commit=commit[:7],
@@ -577,7 +581,7 @@ def record(search: Search, candidate: Candidate, result: RunResult, verdict: Ver
     search.rows.append(row)
     if verdict.status == "keep" and not is_baseline:
         before = file_at(repo, search.head, "train.py")
-        set_ref(repo, f"refs/heads/{search.branch}", commit)
+        run_git(repo, "update-ref", f"refs/heads/{search.branch}", commit)
         follow_best(search, before)
     crashed = verdict.status in ("crash", "timeout", "invalid")
     search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{result.tail}" if crashed else ""
@@ -750,7 +754,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail("--proposer command needs --command '...'")
 
 
-def check_start(args: argparse.Namespace, repo: git.Repo) -> tuple[Settings, str]:
+def check_start(args: argparse.Namespace, repo: git.Git) -> tuple[Settings, str]:
     """Everything that a search needs, checked before anything is touched; each missing thing is one line.
 
     Returns program.md's settings and instructions.
@@ -760,12 +764,12 @@ def check_start(args: argparse.Namespace, repo: git.Repo) -> tuple[Settings, str
     for name in ("train.py", "prepare_data.py", "program.md"):
         if not (ROOT / name).exists():
             fail(f"{ROOT / name} is missing; restore it with: git restore {name}")
-    current = "" if repo.head.is_detached else repo.head.ref.name
+    current = current_branch(repo)
     must_be_clean = ["prepare_data.py"]
     if current != f"autoresearch/{args.tag}":  # there, enter_branch looks closer
         must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
     for name in must_be_clean:
-        if repo.git.status("--porcelain", "--", name):
+        if changed(repo, name):
             fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
     try:
         settings, instructions = parse_program((ROOT / "program.md").read_text())
@@ -787,7 +791,7 @@ def check_start(args: argparse.Namespace, repo: git.Repo) -> tuple[Settings, str
     return settings, instructions
 
 
-def take_lock(repo: git.Repo):
+def take_lock():
     """One loop per working tree: an open file that is locked until this process is gone, however it goes."""
     (ROOT / "runs").mkdir(exist_ok=True)
     file = open(ROOT / "runs" / "lock", "a+")  # noqa: SIM115 (open as long as the process)
@@ -809,7 +813,7 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     repo = open_repository()
-    lock = take_lock(repo)
+    lock = take_lock()
     settings, instructions = check_start(args, repo)
     import prepare_data
 
@@ -849,7 +853,7 @@ def main() -> None:
 
 def results_message(search: Search) -> str:
     numbers = f": val_bpb {search.kept[0].val_bpb:.6f} -> {search.best:.6f}" if search.kept else ""
-    return f"Results of {search.branch}: {len(search.rows)} experiments{numbers}"
+    return f"Results of {search.branch}: {len(search.rows) - 1} experiments{numbers}"
 
 
 if __name__ == "__main__":

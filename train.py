@@ -49,6 +49,7 @@ if SCALE == "h100":
     ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
     HEAD_DIM = 128
     TOTAL_BATCH_SIZE = 262_144  # tokens per step
+    MATRIX_LR = 0.04
     UNEMBEDDING_LR = 0.005
     MOMENTUM_WARMUP_STEPS = 200
 else:
@@ -56,6 +57,7 @@ else:
     ASPECT_RATIO = 32
     HEAD_DIM = 32
     TOTAL_BATCH_SIZE = 2048
+    MATRIX_LR = 0.08
     UNEMBEDDING_LR = 0.01
     MOMENTUM_WARMUP_STEPS = 50
 DEVICE_BATCH_SIZE = min(64, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)  # rows per pass at most: memory only
@@ -82,7 +84,6 @@ X0_LAST = 0.05
 BACKOUT_INIT = 0.2
 
 # Optimizer: Muon for matrices, AdamW for the rest (its rates times (dim / 768)^-0.5)
-MATRIX_LR = 0.04
 MATRIX_WEIGHT_DECAY = 0.2
 MUON_MOMENTUM_FIRST = 0.85
 MUON_MOMENTUM = 0.97  # reached after MOMENTUM_WARMUP_STEPS

@@ -1,7 +1,9 @@
 """A repository to search in, as a user has one, and short train.py texts that end in every way a training can."""
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,7 @@ from pathlib import Path
 import agent_loop
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (
-    "agent_loop.py",
-    "proposers.py",
-    "run_experiment.py",
-    "prepare_data.py",
-    "program.md",
-    "results.tsv",
-    ".gitignore",
-)
+FILES = [path.name for path in ROOT.glob("*.py") if path.name != "train.py"] + ["program.md", ".gitignore"]
 
 # Trains nothing, but ends as a training does: the loop is about the number, whatever made it.
 STUB = """
@@ -77,7 +71,13 @@ def start_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def press_ctrl_c(process: subprocess.Popen) -> None:
+    """What a terminal does: SIGINT to the loop and to every other process of its group, git included."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -114,3 +114,13 @@ def alive(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The processes that work in a folder (Linux), seen from outside any sandbox."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # it ended just now
+            if os.readlink(link) == str(folder):
+                found.append(link.parent.name)
+    return found

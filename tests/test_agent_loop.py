@@ -10,11 +10,12 @@ import time
 import pytest
 from loop_helpers import (
     STUB,
-    alive,
     append,
     check_invariants,
     git,
     make_repository,
+    press_ctrl_c,
+    processes_in,
     proposer_script,
     rows_of,
     run_loop,
@@ -122,7 +123,7 @@ def test_ctrl_c_records_the_run_and_the_same_command_goes_on(repo):
     command = proposer_script(repo, [set_level(1.9), slow, set_level(1.8)])
     first = start_loop(repo, "--experiments", "3", "--command", command)
     wait_for(lambda: (repo / "runs/t/0002/run.log").exists())
-    first.send_signal(signal.SIGINT)
+    press_ctrl_c(first)
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, err
     assert "stopped on request" in out and "Traceback" not in err
@@ -145,15 +146,16 @@ def test_sigterm_while_the_proposer_thinks_ends_at_once(repo):
 
 
 def test_sigkill_in_a_run_loses_nothing(repo):
-    ran = repo.parent / "ran"
-    line = f'import os, time; os.path.exists("{ran}") or (open("{ran}", "w").write(str(os.getpid())), time.sleep(600))'
+    line = "import os, time; os.path.exists('ran') or (open('ran', 'w').close(), time.sleep(600))"
     slow_once = append(line, "slow once")
-    command = proposer_script(repo, [set_level(1.9), slow_once + "; " + set_level(1.85), set_level(1.7)])
+    fast_again = "sed -i.old 1d train.py; "
+    command = proposer_script(repo, [set_level(1.9), slow_once + "; " + set_level(1.85), fast_again + set_level(1.7)])
     first = start_loop(repo, "--experiments", "3", "--command", command)
-    wait_for(lambda: ran.exists() and ran.read_text())
+    wait_for(lambda: (repo / "runs/t/0002/ran").exists())
+    assert processes_in(repo / "runs/t/0002")
     first.kill()
     first.communicate()
-    wait_for(lambda: not alive(int(ran.read_text())))  # an orphan would go on using the GPU
+    wait_for(lambda: not processes_in(repo / "runs/t/0002"))  # an orphan would go on using the GPU
     assert len(rows_of(repo)) == 2
     done = run_loop(repo, "--experiments", "3", "--command", command)
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.85, 1.7], done.stderr
