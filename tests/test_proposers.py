@@ -47,7 +47,7 @@ def make_context(folder: Path, **changes) -> Context:
 
 
 def test_mutate_changes_constants_and_nothing_else(tmp_path):
-    for number in range(1, 60):
+    for number in range(1, 20):
         proposal = PROPOSERS["mutate"](make_context(tmp_path, number=number, best_source=TRAIN))
         assert edit_problem(TRAIN, proposal.source) == ""
         before = {c.name: c.value for c in numeric_constants(TRAIN, "cpu")}
@@ -264,7 +264,7 @@ def test_claude_edits_and_submits(api, tmp_path):
     assert first["authorization"] == "Bearer good-key"
     assert first["body"]["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
     text = json.dumps(first["body"]["messages"])
-    assert "LEVEL = 2.0" in text and "Traceback: boom" in text and "abc\\\\t2.0" in text
+    assert "LEVEL = 2.0" in text and "Traceback: boom" in text and "abc\\t2.0" in text
     kept = (tmp_path / "0001/exchange.json").read_text()
     assert "lower the level" in kept and "good-key" not in kept
 
