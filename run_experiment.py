@@ -3,6 +3,7 @@ One run: the text of a train.py in, a RunResult out. Used by agent_loop.py; know
 
 The training is a process in a session of its own: nothing that it prints, forks or hangs on can reach the loop, and the
 whole process group is gone when run_process() returns. Its environment holds what a training needs and no secret.
+sandbox.py decides what else it may see, write and use up.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import sandbox
 
 ROOT = Path(__file__).resolve().parent
 LOG_LIMIT = 10_000_000  # bytes of a log that are kept, besides its end
@@ -69,13 +72,10 @@ class CappedLog:
         return self.tail.decode(errors="replace")
 
 
-def read_pipe(pipe, wait: float) -> bytes:
-    """What a pipe holds now, after waiting at most `wait` seconds for it; b"" if nothing came or it is closed."""
+def read_pipe(pipe, wait: float) -> bytes | None:
+    """What a pipe holds now, after waiting at most `wait` seconds for it: b"" if nothing came, None if it is closed."""
     ready, _, _ = select.select([pipe], [], [], wait)
-    chunk = os.read(pipe.fileno(), 65536) if ready else b""
-    if ready and not chunk:
-        time.sleep(wait)  # closed by a process that lives on: select would return at once for ever
-    return chunk
+    return (os.read(pipe.fileno(), 65536) or None) if ready else b""
 
 
 def die_with_loop() -> None:
@@ -105,10 +105,12 @@ def run_process(
     limit: float,
     should_stop: Callable[[], bool] = lambda: False,
     on_output: Callable[[str], None] = lambda tail: None,
+    grace: float | None = None,
 ) -> Ended:
     """Run `command` for at most `limit` seconds of wall-clock time, its output in `log_path`, and kill its whole group.
 
     `should_stop` is asked about five times a second; `on_output` gets the end of the output whenever there is more.
+    `grace`: seconds between SIGTERM and SIGKILL, GRACE by default.
     """
     started, how, log = time.monotonic(), "exit", CappedLog(log_path)
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -121,13 +123,17 @@ def run_process(
             if should_stop():
                 how = "stopped"
                 break
-            if chunk := read_pipe(process.stdout, 0.2):
+            chunk = read_pipe(process.stdout, 0.2)
+            if chunk is None:  # it ends now, or has closed its output and lives on
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+            elif chunk:
                 log.write(chunk)
                 on_output(log.tail.decode(errors="replace"))
     finally:
-        kill_group(process, GRACE if process.poll() is None else 0)
+        kill_group(process, (GRACE if grace is None else grace) if process.poll() is None else 0)
         for _ in range(16):  # what it wrote before it died: a pipe holds no more than this
-            log.write(read_pipe(process.stdout, 0))
+            log.write(read_pipe(process.stdout, 0) or b"")
         process.stdout.close()
         tail = log.close()
     return Ended(how, process.returncode, tail, time.monotonic() - started)
@@ -178,12 +184,13 @@ def parse_progress(tail: str) -> str:
 def safe_environment(scale: str, seed: int) -> dict[str, str]:
     """The variables that a training may see: a list of what is let through, so that no secret is forgotten."""
     env = {name: value for name, value in os.environ.items() if SAFE_VARIABLES.fullmatch(name)}
-    return env | {
+    own = {
         "AUTORESEARCH_SCALE": scale,
         "AUTORESEARCH_SEED": str(seed),
         "PYTHONPATH": str(ROOT),  # where prepare_data.py is
         "PYTHONUNBUFFERED": "1",
     }
+    return env | sandbox.environment() | own
 
 
 def run_experiment(
@@ -194,19 +201,31 @@ def run_experiment(
     kill_after: float,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[str], None] = lambda line: None,
+    sandbox_mode: str = "auto",
+    limits: dict[str, int] | None = None,
 ) -> RunResult:
-    """Train the text `source` once, for at most `kill_after` seconds; train.py and run.log are left in `folder`."""
+    """Train the text `source` once, for at most `kill_after` seconds; train.py and run.log are left in `folder`.
+
+    `limits`: those of sandbox.make_limits() that shall be others.
+    """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    sandbox.tidy(folder)  # of an earlier run, whose loop was killed
     (folder / "train.py").write_text(source)
+    command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
+    bounds = sandbox.make_limits(scale) | (limits or {})
     ended = run_process(
-        [sys.executable, "train.py"],
+        sandbox.command_line(command, folder, scale, sandbox_mode, GRACE, bounds),
         folder,
         safe_environment(scale, seed),
         folder / "run.log",
         kill_after,
         should_stop,
         lambda tail: on_progress(parse_progress(tail)),
+        grace=GRACE + 5,  # of the guard, which gives the run GRACE seconds and then needs a moment
     )
+    sandbox.tidy(folder)
+    sandbox.prune_caches()
     summary, tail = parse_summary(ended.tail), last_lines(ended.tail)
     result = RunResult("ok", ended.seconds, summary=summary, tail=tail)
     if ended.how == "timeout":

@@ -1,32 +1,50 @@
-"""One run: real processes that hang, fork, ignore signals, shout, crash and look for secrets."""
+"""One run: real processes that hang, fork, shout, crash and look for secrets, with bubblewrap and without."""
 
 import math
+import random
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from loop_helpers import alive
 
 import run_experiment
+import sandbox
 from run_experiment import last_lines, parse_progress, parse_summary
 
 GOOD = "print('---\\nval_bpb: 1.5\\npeak_vram_mb: 1024.0')\n"
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
+problem = sandbox.bubblewrap_problem()
+inside = pytest.param("on", marks=pytest.mark.skipif(bool(problem), reason=problem))
+
+
+@pytest.fixture(params=[inside, "off"])
+def run(tmp_path, monkeypatch, request):
     monkeypatch.setattr(run_experiment, "GRACE", 0.5)
 
     def run_source(source, kill_after=60, **options):
+        options = {"sandbox_mode": request.param} | options
         return run_experiment.run_experiment(source, 7, "cpu", tmp_path / "run", kill_after, **options)
 
     return run_source
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pid)
+@pytest.fixture
+def nap() -> str:
+    """Seconds for `sleep` that no other process has as its argument, so that it can be told by them."""
+    return f"{600 + random.random():.9f}"
+
+
+def sleepers(nap: str) -> int:
+    """How many processes sleep for `nap` (a zombie has no command line)."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_text())
+        except OSError:  # it ended meanwhile
+            continue
+    return sum(line == f"sleep\0{nap}\0" for line in lines)
 
 
 def test_a_number_comes_back(run):
@@ -55,29 +73,28 @@ def test_a_number_printed_before_a_failure_does_not_count(run):
     assert run(GOOD + "import sys; sys.exit(1)").status == "crash"
 
 
-def test_timeout_kills_children_that_ignore_sigterm(run, tmp_path):
-    source = """
-import os, signal, sys, time
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_timeout_kills_children_that_ignore_sigterm(run, nap):
+    source = f"""
+import os, signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 for generation in range(3):
     if os.fork() == 0:
         continue  # each child has a child of its own
     break
-open(f"pid{os.getpid()}", "w").close()
-while True:
-    time.sleep(100)
+os.execvp("sleep", ["sleep", "{nap}"])
 """
-    result = run(source, kill_after=2)
-    pids = [int(path.name[3:]) for path in (tmp_path / "run").glob("pid*")]
+    seen = []
+    result = run(source, kill_after=2, should_stop=lambda: seen.append(sleepers(nap)))
     assert result.status == "timeout" and result.error == "killed after 2 s"
     assert result.seconds < 20
-    assert len(pids) == 4 and all(gone(pid) for pid in pids)
+    assert max(seen) == 4 and sleepers(nap) == 0
 
 
-def test_children_left_behind_by_a_good_run_are_gone(run, tmp_path):
-    result = run("import subprocess\nopen('pid', 'w').write(str(subprocess.Popen(['sleep', '600']).pid))\n" + GOOD)
-    assert result.status == "ok"
-    assert gone(int((tmp_path / "run/pid").read_text()))
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_children_left_behind_by_a_good_run_are_gone(run, nap):
+    result = run(f"import subprocess, time\nsubprocess.Popen(['sleep', '{nap}'])\ntime.sleep(0.3)\n" + GOOD)
+    assert result.status == "ok" and sleepers(nap) == 0
 
 
 def test_closing_its_output_does_not_hide_a_run_from_the_clock(run):

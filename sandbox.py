@@ -1,0 +1,435 @@
+"""
+The sandbox of a run: from a command to the command line that really runs, with what it may see, write and use up.
+
+    python sandbox.py        # say which protections work on this machine
+
+Two layers. bubblewrap, where it is installed and works, decides what a run *sees*: the system and Python read-only, the
+prepared data read-only, its own folder, the GPU; no network, no other process, no home, no repository. The guard, a
+small process between the loop and the run, decides what it *uses up*: processes, memory, disk; it ends the run and
+everything that the run started, also what went into a session of its own, and also when the loop itself is killed.
+Without bubblewrap the guard is what remains: it stops accidents, not a train.py that sets out to do harm.
+"""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# subprocess and tempfile are imported where they are used: the guard, a run of this file, starts sooner.
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "on", "off")
+INSTALL = "apt install bubblewrap"
+GB = 1_000_000_000
+
+PROCESSES = 512  # of one run at a time; compile workers and data loaders are some dozens
+THREADS = 4096  # besides what the machine runs already
+DISK_GB = 5  # written by one run, into its folder and the compile caches
+FILES = 200_000  # in a run's folder
+FREE_GB = 1  # less free disk than this ends a run
+CACHE_GB = 10  # of compile caches kept between runs
+CHECK = 0.2  # seconds between looks at a run, up to ten times as many where a look is slow
+SHM_GB = 2  # of /dev/shm inside bubblewrap
+
+# -----------------------------------------------------------------------------
+# What a run sees
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/sys", "/nix/store", "/run/opengl-driver")
+# Of the kernel's own: root may write here in any namespace, and become the machine's root by it.
+KERNEL = ("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd")
+DEVICES = ("nvidia*", "dri", "kfd", "dxg")
+# In a run's folder, but not the run's to change.
+LOOP_FILES = ("train.py", "run.log", "proposal.json", "proposal.log", "exchange.json")
+
+
+def data_root() -> Path:
+    """Where prepare_data.py puts its scales, by the same rule."""
+    return Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser().resolve()
+
+
+def cache_folders() -> list[Path]:
+    """Compiled kernels: shared between runs on purpose, or every run would compile for half a minute."""
+    return [data_root() / "compile" / name for name in ("inductor", "triton", "cuda")]
+
+
+def environment() -> dict[str, str]:
+    """Variables that a run needs besides those of run_experiment.py."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    caches = dict(zip(names, map(str, cache_folders()), strict=True))
+    return {"AUTORESEARCH_DATA_DIR": str(data_root()), **caches}
+
+
+def python_folders() -> list[Path]:
+    """Where this Python and its packages are: a virtual environment, its base, a user's site-packages ..."""
+    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)}
+    prefixes |= {prefix.resolve() for prefix in prefixes} | {Path(sys.executable).resolve().parent.parent}
+    packages = {Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))}
+    libraries = {Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry.startswith("/")}
+    hidden = (Path.home(), ROOT)  # an entry that holds all of these would show them
+    shown = [path for path in packages | libraries if not any(place.is_relative_to(path) for place in hidden)]
+    return [path for path in [*prefixes, *shown] if path.is_dir() and path != Path("/")]
+
+
+def bubblewrap(folder: Path, scale: str) -> list[str]:
+    """bwrap and its arguments: a file system of a run's own, put together from what it needs and nothing else."""
+    read_only = [Path(path) for path in SYSTEM + KERNEL] + [Path("/etc") / name for name in ETC] + python_folders()
+    hidden = {Path.home(), ROOT} - {Path("/"), *read_only}
+    needed = [ROOT / "prepare_data.py", data_root() / scale]
+    views = {path: ("--ro-bind-try", path) for path in read_only}
+    views |= dict.fromkeys(hidden, ("--tmpfs",))
+    views |= {path: ("--ro-bind-try", path) for path in needed}
+    views |= {path: ("--bind", path) for path in (folder, *cache_folders())}
+    views |= {Path("/tmp"): ("--bind", folder / "tmp")}  # on disk, so that the disk's limit holds for it
+    views |= {folder / name: ("--ro-bind-try", folder / name) for name in LOOP_FILES}
+    views |= {path: ("--dev-bind-try", path) for pattern in DEVICES for path in Path("/dev").glob(pattern)}
+    in_order = sorted(views, key=lambda path: len(path.parts))  # what is mounted later lies over what is there
+    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "PYTHONUSERBASE": user_base()}
+    if "LD_LIBRARY_PATH" in os.environ:  # which a setuid bwrap would lose
+        variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return [
+        *("bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *("--proc", "/proc", "--dev", "/dev", *shared_memory()),
+        *[str(word) for path in in_order for word in (*views[path], path)],
+        *[str(word) for path in (*hidden, "/dev", "/") for word in ("--remount-ro", path)],
+        *[word for pair in variables.items() for word in ("--setenv", *pair)],
+        *("--chdir", str(folder), "--"),
+    ]
+
+
+def user_base() -> str:
+    """Where `pip install --user` puts packages: named, as HOME is another one inside."""
+    import site
+
+    return site.getuserbase()
+
+
+@functools.cache
+def shared_memory() -> list[str]:
+    """A bounded /dev/shm where this bubblewrap can bound it; else the kernel's own bound holds, half the memory."""
+    import subprocess
+
+    text = subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+    setuid = os.stat(shutil.which("bwrap")).st_mode & stat.S_ISUID
+    return [*(("--size", str(SHM_GB * GB)) if "--size" in text and not setuid else ()), "--tmpfs", "/dev/shm"]
+
+
+# -----------------------------------------------------------------------------
+# What there is
+
+
+@functools.cache
+def bubblewrap_problem() -> str:
+    """Why bubblewrap can't be used on this machine, or "" if a trial run went well."""
+    import subprocess
+    import tempfile
+
+    if sys.platform != "linux":
+        return "bubblewrap needs Linux"
+    if not shutil.which("bwrap"):
+        return f"bubblewrap is not installed; install it: {INSTALL}"
+    make_folders(cache_folders())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        make_folders([folder / "tmp"])
+        trial = [*bubblewrap(folder, "cpu"), sys.executable, "-I", "-S", "-c", ""]
+        ended = subprocess.run(trial, capture_output=True, text=True)
+    reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    return f"bubblewrap is installed but not allowed to work here ({reason[:150]})" if ended.returncode else ""
+
+
+def mode_problem(mode: str) -> str:
+    """One line that says why the setting `sandbox: mode` cannot be had, or ""."""
+    if mode not in MODES:
+        return f"`sandbox: {mode}` should be {', '.join(MODES[:-1])} or {MODES[-1]}"
+    problem = bubblewrap_problem() if mode == "on" else ""
+    return f"`sandbox: on`, but {problem}" if problem else ""
+
+
+def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = None) -> list[str]:
+    """The plain lines that say at the start of a search what a run is kept from, and what not."""
+    limits = make_limits(scale, memory_gb)
+    bounds = (
+        f"{limits['processes']} processes, {limits['memory'] / GB:.0f} GB memory, {limits['disk'] / GB:.0f} GB disk"
+    )
+    if sys.platform != "linux":
+        bounds = f"files of {limits['disk'] / GB:.0f} GB, {limits['disk'] / GB:.0f} GB disk in its folder"
+    guard = f"limits of a run: {bounds}; what it started ends with it"
+    if mode != "off" and not bubblewrap_problem():
+        seen = "sees the system, Python and the data read-only, writes only its own folder and the compile caches"
+        return [f"sandbox: bubblewrap; a run has no network, {seen}", guard]
+    why = "program.md says so" if mode == "off" else bubblewrap_problem()
+    return [f"sandbox: none, as {why}", "a run can read and write what you can, and use the network", guard]
+
+
+# -----------------------------------------------------------------------------
+# Before and after a run
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has, or that its container was given."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = Path("/sys/fs/cgroup") / name
+        text = path.read_text().strip() if path.exists() else ""
+        sizes += [int(text)] if text.isdecimal() else []
+    return min(sizes)
+
+
+def make_limits(scale: str, memory_gb: float | None = None) -> dict[str, int]:
+    """What one run may use up, in bytes and numbers. `memory_gb` None: half the machine's memory."""
+    memory = int(memory_gb * GB) if memory_gb else machine_memory() // 2
+    return {
+        "processes": PROCESSES,
+        "threads": THREADS,
+        "memory": memory,
+        "data": memory if scale == "cpu" else 0,  # as an rlimit too: but CUDA maps far more than it uses
+        "disk": DISK_GB * GB,
+        "files": FILES,
+        "free": FREE_GB * GB,
+    }
+
+
+def command_line(command: list[str], folder: Path, scale: str, mode: str, grace: float, limits: dict) -> list[str]:
+    """What really runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
+    if problem := mode_problem(mode):
+        raise RuntimeError(problem)
+    make_folders([folder / "tmp", *cache_folders()])
+    caches = str(data_root() / "compile")
+    plan = limits | {"parent": os.getpid(), "grace": grace, "folder": str(folder), "caches": caches}
+    inside = bubblewrap(folder, scale) if mode != "off" and not bubblewrap_problem() else []
+    # -I -S: no user's code and no site-packages in the guard, and a start in 30 ms
+    return [sys.executable, "-I", "-S", str(ROOT / "sandbox.py"), json.dumps(plan), *inside, *command]
+
+
+def make_folders(paths: list[Path]) -> None:
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove a run's /tmp, and links, pipes and sockets: who reads the folder later shall not be led elsewhere."""
+    import subprocess
+
+    special = ("!", "-type", "f", "!", "-type", "d", "-delete")
+    for command in (["rm", "-rf", folder / "tmp"], ["find", folder, *special]):  # both bear any depth
+        subprocess.run(command, stderr=subprocess.DEVNULL)
+
+
+def prune_caches(limit: float = CACHE_GB * GB) -> None:
+    """Delete the compile caches' oldest entries until they are within `limit` bytes."""
+    if folder_use(str(data_root() / "compile"))[0] <= limit:
+        return
+    entries = [
+        entry for cache in cache_folders() if cache.is_dir() for entry in cache.iterdir() if not entry.is_symlink()
+    ]
+    sized = sorted((newest(entry), folder_use(str(entry))[0], str(entry)) for entry in entries if entry.is_dir())
+    excess = sum(size for _, size, _ in sized) - limit
+    for _, size, path in sized:
+        if excess > 0:
+            shutil.rmtree(path, ignore_errors=True)  # which goes through no link
+            excess -= size
+
+
+def newest(folder: Path) -> float:
+    """When something was last put into a cache entry; 0 if it is gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
+    return 0.0
+
+
+# -----------------------------------------------------------------------------
+# The guard: a process of its own, so that all orphans of one run come back to it and to nobody else
+
+
+def on_linux(option: str, value: int) -> None:
+    """prctl(option, value); other systems have no such thing."""
+    numbers = {"PR_SET_PDEATHSIG": 1, "PR_SET_CHILD_SUBREAPER": 36}
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(numbers[option], value, 0, 0, 0)
+
+
+def lower_limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def start(plan: dict, command: list[str]) -> int:
+    """The command as a child in a session of its own, under limits that it inherits to all that it starts."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    on_linux("PR_SET_PDEATHSIG", signal.SIGKILL)
+    lower_limit(resource.RLIMIT_CORE, 0)
+    lower_limit(resource.RLIMIT_FSIZE, plan["disk"])
+    if sys.platform == "linux":
+        if plan["data"]:
+            lower_limit(resource.RLIMIT_DATA, plan["data"])
+        # Counted per user, whatever started them, so: on top of all there are. The kernel exempts root.
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+        lower_limit(resource.RLIMIT_NPROC, running + plan["threads"])
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel takes the run
+    os.execvp(command[0], command)
+
+
+def processes_below(top: int) -> list[int]:
+    """All descendants of a process; none where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found = [top]
+    for pid in found:  # grows while it is gone through
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def resident(pids: list[int]) -> int:
+    """Bytes of memory that these processes hold and share with no file."""
+    pages = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/statm") as file:
+            _, total, shared, *_ = file.read().split()
+            pages += int(total) - int(shared)
+    return pages * resource.getpagesize()
+
+
+def folder_use(path: str) -> tuple[int, int]:
+    """Bytes on disk and number of entries below a folder, through no link."""
+    size = count = 0
+    waiting = [path]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                with contextlib.suppress(OSError):
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+    return size, count
+
+
+def processes_over(plan: dict) -> str:
+    """Which limit the run's processes are over, in words, or ""."""
+    pids = processes_below(os.getpid())
+    if len(pids) > plan["processes"]:
+        return f"the run had more than {plan['processes']} processes"
+    if resident(pids) > plan["memory"]:
+        return f"the run used more than {plan['memory'] / GB:.1f} GB of memory"
+    return ""
+
+
+def disk_over(plan: dict) -> str:
+    """Which limit on the disk the run is over, in words, or ""."""
+    size, files = folder_use(plan["folder"])
+    if size + max(0, folder_use(plan["caches"])[0] - plan["cached"]) > plan["disk"]:
+        return f"the run wrote more than {plan['disk'] / GB:.1f} GB"
+    if files > plan["files"]:
+        return f"the run wrote more than {plan['files']} files"
+    if shutil.disk_usage(plan["folder"]).free < plan["free"]:
+        return f"the disk has less than {plan['free'] / GB:.1f} GB free"
+    return ""
+
+
+def find_excess(plan: dict, due: dict[Callable[[dict], str], float]) -> str:
+    """Look at what a run uses up, each thing when it is due; which limit it is over, or ""."""
+    for look in due:
+        if time.monotonic() >= due[look]:
+            began = time.process_time()
+            if reason := look(plan):
+                return reason
+            pause = 50 * (time.process_time() - began)  # at most 2 % of a core, as far as that is safe
+            due[look] = time.monotonic() + min(max(CHECK, pause), 10 * CHECK)
+    return ""
+
+
+def reap(codes: dict[int, int]) -> bool:
+    """Note the exit codes of children that have ended, orphans included. Is any child left?"""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if not pid:
+            return True
+        codes[pid] = os.waitstatus_to_exitcode(status)
+
+
+def send(number: int, child: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, number)
+
+
+def end(child: int, grace: float, codes: dict[int, int]) -> None:
+    """SIGTERM to the run's group, SIGKILL after `grace` seconds to all that is left; returns when all are gone."""
+    deadline = time.monotonic() + grace
+    if grace:
+        send(signal.SIGTERM, child)
+    while reap(codes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    while reap(codes):
+        send(signal.SIGKILL, child)
+        pids = processes_below(os.getpid())
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # who is stopped does not fork while others are killed
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        time.sleep(0.005)
+
+
+def wake_on_signals(stopped: list[int]) -> int:
+    """A file to wait on: readable when a child has ended, or a request to stop was added to `stopped`."""
+    reader, writer = os.pipe()
+    for file in (reader, writer):
+        os.set_blocking(file, False)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    return reader
+
+
+def guard(plan: dict, command: list[str]) -> int:
+    """Run `command` within the plan's limits. Ends it, and all that it started, with the loop or at its request."""
+    stopped, codes, reason = [], {}, ""
+    wake = wake_on_signals(stopped)
+    on_linux("PR_SET_PDEATHSIG", 0)  # it notices by itself that the loop is gone, and has things to do then
+    on_linux("PR_SET_CHILD_SUBREAPER", 1)
+    plan["cached"] = folder_use(plan["caches"])[0]
+    child, due = start(plan, command), {processes_over: 0.0, disk_over: 0.0}
+    while child not in codes and not reason and not stopped and os.getppid() == plan["parent"]:
+        if select.select([wake], [], [], CHECK)[0]:
+            os.read(wake, 4096)
+        reap(codes)
+        reason = find_excess(plan, due)
+    ended_by_itself = child in codes
+    end(child, plan["grace"] if stopped else 0, codes)
+    number = -codes[child] if codes[child] < 0 else codes[child] - 128  # bubblewrap says 128 + signal
+    if ended_by_itself and number in set(signal.Signals):
+        memory = "; out of memory?" if number == signal.SIGKILL else ""
+        reason = f"the run was killed by {signal.Signals(number).name}{memory}"
+    if reason:
+        print(f"\nSandboxError: {reason}", flush=True)
+    return 1 if reason or stopped else codes[child] & 255
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print("\n".join(describe()))
+    else:
+        sys.exit(guard(json.loads(sys.argv[1]), sys.argv[2:]))
