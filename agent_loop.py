@@ -40,16 +40,31 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+import sandbox
+from judge import (
+    Belief,
+    KeepRule,
+    Noise,
+    Runs,
+    Verdict,
+    after_best_run,
+    confirmed_best,
+    fresh_seeds,
+    judge,
+    mean,
+    paired,
+    plausible,
+    pooled_noise,
+    reconsider,
+    replay,
+    seed_offsets,
+    without_seed,
+)
 from proposers import PROPOSERS, CannotPropose, Context, Proposal, ProposalFailed, Usage, check_key
 from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
 
 # -----------------------------------------------------------------------------
 # Settings: the front matter of program.md
-
-
-@dataclass(frozen=True)
-class Keep:
-    min_gain: float | None = None  # None: DEFAULT_MIN_GAIN of the scale
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,15 @@ class Settings:
     prices: Prices = Prices()
     proposal_timeout: float = 1800.0
     kill_after: float | None = None
-    keep: Keep = Keep()
+    memory_limit_gb: float | None = None  # of the device, for a keep
+    memory_gb: float | None = None  # of the host, for a run
+    sandbox: str = "auto"
+    keep: KeepRule = field(default_factory=KeepRule)
 
 
-DEFAULT_MIN_GAIN = {"h100": 0.0005, "cpu": 0.02}  # about what a repeat of the same file differs by
+# What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
+# (seven degrees of freedom), benchmarks/cpu_noise.txt for the cpu scale.
+USUAL_NOISE = {"h100": Noise(0.00032, 2), "cpu": Noise(0.015, 2)}
 
 
 def read_settings(cls, values, where: str):
@@ -110,9 +130,13 @@ def parse_program(text: str) -> tuple[Settings, str]:
         values = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
         raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, dict) and isinstance(values.get("sandbox"), bool):  # on and off are booleans to YAML
+        values["sandbox"] = "on" if values["sandbox"] else "off"
     settings = read_settings(Settings, values, "")
     if settings.effort not in ("low", "medium", "high", "xhigh", "max"):
         raise ValueError(f"`effort: {settings.effort}` should be low, medium, high, xhigh or max")
+    if problem := sandbox.mode_problem(settings.sandbox):
+        raise ValueError(problem)
     return settings, text[match.end() :]
 
 
@@ -182,6 +206,9 @@ def file_at(repo: git.Git, commit: str, name: str) -> str:
     return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
 
 
+SECOND_LOOK = re.compile(r"second look at (\d{4}): ")  # what the description of such an experiment begins with
+
+
 def experiment_ref(tag: str, number: int) -> str:
     return f"refs/autoresearch/{tag}/{number:04d}"
 
@@ -195,7 +222,7 @@ class Row:
     """One experiment. The first five columns are those of the public recipe; val_bpb is 0 where there is none."""
 
     commit: str
-    val_bpb: float
+    val_bpb: float  # the mean of its runs
     memory_gb: float
     status: str  # keep, discard, crash, timeout, invalid, interrupted
     description: str
@@ -206,6 +233,8 @@ class Row:
     tokens: int
     cost: float  # US dollars
     started: str
+    noise: float  # standard deviation of val_bpb from run to run, as known then
+    runs: str  # every run that was judged, seed:val_bpb
 
     def line(self) -> str:
         values = dataclasses.asdict(self) | {
@@ -215,6 +244,7 @@ class Row:
             "gain": f"{self.gain:+.6f}" if math.isfinite(self.gain) else "",
             "seconds": f"{self.seconds:.1f}",
             "cost": f"{self.cost:.4f}",
+            "noise": f"{self.noise:.6f}",
         }
         return "\t".join(str(value) for value in values.values()) + "\n"
 
@@ -253,29 +283,26 @@ def append_row(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
-# -----------------------------------------------------------------------------
-# Judgement
+def append_run(path: Path, number: int, purpose: str, seed: int, val_bpb: float, memory_gb: float) -> None:
+    """Add one finished run to runs.jsonl: what a kill in the middle of an experiment must not lose."""
+    with open(path, "a") as file:
+        record = {"number": number, "purpose": purpose, "seed": seed, "val_bpb": val_bpb, "memory_gb": memory_gb}
+        file.write(json.dumps(record) + "\n")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    status: str
-    gain: float  # best - candidate in val_bpb, positive is better; nan without a number
-    reason: str
+def read_runs(path: Path, number: int, purpose: str) -> Runs:
+    """The finished runs of an experiment that were made to `judge` or to `confirm` it."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last line
+    return {run["seed"]: run["val_bpb"] for run in runs if (run["number"], run["purpose"]) == (number, purpose)}
 
 
-def judge(result: RunResult, best: float, min_gain: float) -> Verdict:
-    """What becomes of a run, from numbers alone. `best` is inf for the baseline, which is kept if it trained."""
-    if result.status != "ok":
-        return Verdict(result.status, math.nan, result.error)
-    if not (math.isfinite(result.val_bpb) and 0 < result.val_bpb < 20):
-        return Verdict("invalid", math.nan, f"val_bpb {result.val_bpb} is not a plausible number of bits per byte")
-    if math.isinf(best):
-        return Verdict("keep", math.nan, "baseline")
-    gain = best - result.val_bpb
-    if gain > min_gain:
-        return Verdict("keep", gain, f"gain over {min_gain:g}")
-    return Verdict("discard", gain, f"gain not over {min_gain:g}")
+def runs_text(runs: Runs) -> str:
+    return " ".join(f"{seed}:{val_bpb:.6f}" for seed, val_bpb in runs.items())
+
+
+def runs_of(row: Row) -> Runs:
+    return {int(seed): float(val_bpb) for seed, val_bpb in (run.split(":") for run in row.runs.split())}
 
 
 # -----------------------------------------------------------------------------
@@ -328,16 +355,52 @@ class Search:
 
     @property
     def best(self) -> float:
+        """The best seen: chosen for its number, so a little too good."""
         return self.kept[-1].val_bpb if self.kept else math.inf
+
+    @property
+    def run_log(self) -> Path:
+        return self.folder / "runs.jsonl"
+
+    @property
+    def confirming(self) -> Runs:
+        """The best's runs on fresh seeds."""
+        return read_runs(self.run_log, self.kept[-1].number, "confirm") if self.kept else {}
+
+    @property
+    def judged(self) -> list[Row]:
+        """The experiments that have a number, each change once: where it was judged last."""
+        rows = [row for row in self.rows if row.status in ("keep", "discard")]
+        replaced = {int(match[1]) for row in rows if (match := SECOND_LOOK.match(row.description))}
+        return [row for row in rows if row.number not in replaced]
+
+    @property
+    def sources(self) -> list[Runs]:
+        """The runs of each, with the best's on fresh seeds."""
+        best = self.kept[-1].number if self.kept else None
+        return [runs_of(row) | (self.confirming if row.number == best else {}) for row in self.judged]
+
+    @property
+    def noise(self) -> Noise:
+        """Of a run on any seed."""
+        return pooled_noise(self.sources, USUAL_NOISE[self.scale])
+
+    @property
+    def belief(self) -> Belief | None:
+        """What the ledger says of the best; None before the baseline."""
+        if not self.kept:
+            return None
+        offsets, noise = seed_offsets(self.sources), paired(self.noise)
+        baseline, *later = [row for row in self.judged if row.number >= self.kept[0].number]
+        history = [(without_seed(runs_of(row), offsets), row.status == "keep") for row in later]
+        belief = replay(without_seed(runs_of(baseline), offsets), history, noise)
+        for seed, val_bpb in without_seed(self.confirming, offsets).items():
+            belief = after_best_run(belief, seed, val_bpb, noise)
+        return belief
 
     @property
     def kill_after(self) -> float:
         return self.settings.kill_after or max(2 * self.time_budget, self.time_budget + 60)
-
-    @property
-    def min_gain(self) -> float:
-        given = self.settings.keep.min_gain
-        return DEFAULT_MIN_GAIN[self.scale] if given is None else given
 
     def say(self, text: str) -> None:
         """Show a line and add it to the log."""
@@ -405,6 +468,13 @@ def commit_results(repo: git.Git, branch: str, message: str) -> None:
         run_git(repo, "add", "results.tsv")
 
 
+def flat(settings) -> dict[str, object]:
+    """Settings by their dotted names."""
+    parts = dataclasses.asdict(settings).items()
+    nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}
+    return {name: value for name, value in parts if not isinstance(value, dict)} | nested
+
+
 def reload_program(search: Search) -> None:
     """Read program.md again. A change is said; a broken file keeps the last good settings and says so."""
     try:
@@ -414,10 +484,10 @@ def reload_program(search: Search) -> None:
         return
     if instructions != search.instructions:
         search.say("program.md: new instructions")
-    for setting in dataclasses.fields(Settings):
-        old, new = getattr(search.settings, setting.name), getattr(settings, setting.name)
-        if old != new:
-            search.say(f"program.md: {setting.name} {old} -> {new}")
+    before, after = flat(search.settings), flat(settings)
+    for name in before:
+        if before[name] != after[name]:
+            search.say(f"program.md: {name} {before[name]} -> {after[name]}")
     search.settings, search.instructions = settings, instructions
 
 
@@ -432,7 +502,7 @@ class Candidate:
     number: int
     source: str
     proposal: Proposal
-    best: float  # val_bpb that it has to beat
+    is_baseline: bool = False
 
 
 def next_number(search: Search) -> int:
@@ -454,7 +524,7 @@ def unfinished(search: Search) -> Candidate | None:
         subject = run_git(search.repo, "log", "-1", "--format=%s", experiment_ref(search.tag, number))
         proposal = Proposal("baseline" if not search.kept else re.sub(r"^\d+: ", "", subject), source)
     search.say(f"{number:4d}  was left without a result and runs now")
-    return Candidate(number, source, proposal, search.best)
+    return Candidate(number, source, proposal, is_baseline=not search.kept)
 
 
 def propose(search: Search) -> Proposal:
@@ -504,7 +574,9 @@ def next_candidate(search: Search) -> Candidate | None:
     if not search.kept:
         run_git(search.repo, "update-ref", experiment_ref(search.tag, number), search.head)
         source = file_at(search.repo, search.head, "train.py")
-        return Candidate(number, source, Proposal("baseline", source), math.inf)
+        return Candidate(number, source, Proposal("baseline", source), is_baseline=True)
+    if candidate := second_look(search, number):
+        return candidate
     try:
         proposal = propose(search)
     except ProposalFailed as failure:
@@ -512,6 +584,11 @@ def next_candidate(search: Search) -> Candidate | None:
         return None
     search.failures = 0
     proposal.usage, search.unbooked = proposal.usage + search.unbooked, Usage()
+    return register(search, number, proposal)
+
+
+def register(search: Search, number: int, proposal: Proposal) -> Candidate:
+    """Give a proposal its commit and its ref: from here on it is not lost."""
     folder = search.folder / f"{number:04d}"
     folder.mkdir(parents=True, exist_ok=True)
     stored = {"description": proposal.description, "usage": vars(proposal.usage)}
@@ -519,7 +596,25 @@ def next_candidate(search: Search) -> Candidate | None:
     message = f"{number:04d}: {one_line(proposal.description)}"
     commit = commit_file(search.repo, search.head, "train.py", proposal.source, message)
     run_git(search.repo, "update-ref", experiment_ref(search.tag, number), commit)
-    return Candidate(number, proposal.source, proposal, search.best)
+    return Candidate(number, proposal.source, proposal)
+
+
+def second_look(search: Search, number: int) -> Candidate | None:
+    """A near miss on the present best, if what came after has shown that best to be a lucky one. Its runs count on."""
+    limit = search.settings.memory_limit_gb or math.inf
+    last_keep = search.kept[-1].number
+    near = [row for row in search.judged if row.number > last_keep and row.memory_gb <= limit]
+    offsets = seed_offsets(search.sources)
+    runs = [without_seed(runs_of(row), offsets) for row in near]
+    chosen = reconsider(runs, search.belief, paired(search.noise), search.settings.keep)
+    if not chosen:
+        return None
+    row = near[chosen[0]]
+    for seed, val_bpb in runs_of(row).items():
+        append_run(search.run_log, number, "judge", seed, val_bpb, row.memory_gb)
+    source = file_at(search.repo, experiment_ref(search.tag, row.number), "train.py")
+    description = SECOND_LOOK.sub("", row.description)
+    return register(search, number, Proposal(f"second look at {row.number:04d}: {description}", source))
 
 
 def proposal_failed(search: Search, failure: ProposalFailed) -> None:
@@ -536,77 +631,145 @@ def proposal_failed(search: Search, failure: ProposalFailed) -> None:
     search.stop.wait(min(2 ** (search.failures - 2), 300, max(0, search.deadline - time.time())))
 
 
-def run(search: Search, candidate: Candidate) -> RunResult:
-    """Train a candidate, showing what goes on."""
-    best = f"best {candidate.best:.6f}" if math.isfinite(candidate.best) else ""
-    title = f"{candidate.number:4d}  {one_line(candidate.proposal.description)[:70]}"
+def run(search: Search, number: int, source: str, seed: int, title: str) -> RunResult:
+    """Train a text once, showing what goes on."""
+    best = f"best {search.best:.6f}" if search.kept else ""
     with search.console.status(Text(title)) as status:
         return run_experiment(
-            candidate.source,
-            search.seed,
+            source,
+            seed,
             search.scale,
-            search.folder / f"{candidate.number:04d}",
+            search.folder / f"{number:04d}",
             search.kill_after,
             lambda: search.stop.is_set() or time.time() > search.deadline,
             lambda line: status.update(Text(f"{title} | {line} | {best}")),
+            sandbox_mode=search.settings.sandbox,
+            limits=sandbox.make_limits(search.scale, search.settings.memory_gb),
         )
 
 
-def record(search: Search, candidate: Candidate, result: RunResult, verdict: Verdict, started: float) -> None:
+def measure(search: Search, candidate: Candidate) -> tuple[Verdict, RunResult | None]:
+    """Run a candidate on as many seeds as its verdict takes. `again` comes back when there is no time for it now."""
+    number, result = candidate.number, None
+    runs = read_runs(search.run_log, number, "judge")
+    verdict = verdict_of(search, candidate, runs, result) if runs else Verdict("again", "", next_seed=search.seed)
+    while verdict.status == "again" and not reason_to_stop(search):
+        seed = verdict.next_seed
+        title = f"{number:4d}  {one_line(candidate.proposal.description)[:60]}"
+        result = run(search, number, candidate.source, seed, f"{title} (seed {seed})" if runs else title)
+        if result.status != "ok":
+            return Verdict(result.status, result.error), result
+        runs[seed] = result.val_bpb
+        verdict = verdict_of(search, candidate, runs, result)
+        if verdict.status != "invalid":
+            append_run(search.run_log, number, "judge", seed, result.val_bpb, result.memory_gb)
+        if verdict.status == "again":
+            why = "the noise is measured on further seeds" if candidate.is_baseline else verdict.reason
+            search.say(f"{number:4d}  measured     {result.val_bpb:.6f}  seed {seed}; again, {why}")
+    return verdict, result
+
+
+def verdict_of(search: Search, candidate: Candidate, runs: Runs, result: RunResult | None) -> Verdict:
+    """judge() with what this search knows."""
+    best_source = file_at(search.repo, search.head, "train.py")
+    return judge(
+        without_seed(runs, seed_offsets(search.sources)),
+        None if candidate.is_baseline else search.belief,
+        paired(search.noise),
+        search.settings.keep,
+        memory_gb=result.memory_gb if result else 0.0,
+        memory_limit_gb=search.settings.memory_limit_gb or math.inf,
+        lines_removed=code_lines(best_source) - code_lines(candidate.source),
+    )
+
+
+def code_lines(source: str) -> int:
+    """Lines that are neither empty nor comments."""
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
+
+
+def confirm_best(search: Search) -> None:
+    """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
+    while search.kept and len(search.confirming) < search.settings.keep.confirm_runs:
+        needs = run_seconds(search)
+        if search.stop.is_set() or search.blocked or time.time() + needs > search.deadline:
+            return
+        best = search.kept[-1]
+        (seed,) = fresh_seeds(runs_of(best) | search.confirming, 1)
+        source = file_at(search.repo, experiment_ref(search.tag, best.number), "train.py")
+        result = run(search, best.number, source, seed, f"{best.number:4d}  confirming the best (seed {seed})")
+        if result.status != "ok" or not plausible(result.val_bpb):
+            search.say(f"{best.number:4d}  not confirmed: {result.error or result.val_bpb}")
+            return
+        append_run(search.run_log, best.number, "confirm", seed, result.val_bpb, result.memory_gb)
+        search.say(f"{best.number:4d}  confirmed    {result.val_bpb:.6f}  seed {seed}, a fresh one")
+
+
+def record(search: Search, candidate: Candidate, result: RunResult | None, verdict: Verdict, started: float) -> None:
     """Commit message, ref, row, branch, train.py, picture: in the order that the module's docstring gives."""
     repo, ref = search.repo, experiment_ref(search.tag, candidate.number)
+    runs = read_runs(search.run_log, candidate.number, "judge")
     commit = commit_of(repo, ref)
     best_commit = search.kept[-1].commit if search.kept else commit[:7]
-    is_baseline = math.isinf(candidate.best)
-    if not is_baseline:
-        message = result_message(search, candidate, result, verdict)
+    noise = paired(search.noise).sigma
+    if not candidate.is_baseline:
+        message = result_message(search, candidate, result, verdict, runs)
         commit = commit_file(repo, search.head, "train.py", candidate.source, message)
         run_git(repo, "update-ref", ref, commit)
     usage = candidate.proposal.usage
     row = Row(
         commit=commit[:7],
-        val_bpb=result.val_bpb if verdict.status in ("keep", "discard") else 0.0,
-        memory_gb=result.memory_gb,
+        val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
+        memory_gb=result.memory_gb if result else 0.0,
         status=verdict.status,
-        description=candidate.proposal.description,
+        description=candidate.proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
         number=candidate.number,
         gain=verdict.gain,
         parent=best_commit,
-        seconds=result.seconds,
+        seconds=result.seconds if result else 0.0,
         tokens=usage.tokens,
         cost=usage.cost,
         started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
+        noise=noise,
+        runs=runs_text(runs),
     )
     append_row(search.results, row)
     search.rows.append(row)
-    if verdict.status == "keep" and not is_baseline:
+    if verdict.status == "keep" and not candidate.is_baseline:
         before = file_at(repo, search.head, "train.py")
         run_git(repo, "update-ref", f"refs/heads/{search.branch}", commit)
         follow_best(search, before)
     crashed = verdict.status in ("crash", "timeout", "invalid")
-    search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{result.tail}" if crashed else ""
-    search.say(result_line(row, verdict))
+    tail = result.tail if result else ""
+    search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{tail}" if crashed else ""
+    search.say(result_line(row, verdict.reason))
     draw_progress(search.rows, ROOT / "progress.png")
 
 
-def result_message(search: Search, candidate: Candidate, result: RunResult, verdict: Verdict) -> str:
+def result_message(search: Search, candidate: Candidate, result: RunResult | None, verdict: Verdict, runs: Runs) -> str:
     """The commit message of a finished experiment: its number in the subject, the measurement below."""
     subject = f"{candidate.number:04d}: {one_line(candidate.proposal.description)}"
-    if not math.isfinite(verdict.gain):
+    if verdict.status not in ("keep", "discard"):
         return f"{subject} ({verdict.status})\n\n{verdict.reason}"
-    facts = "\n".join(f"{name}: {value:g}" for name, value in result.summary.items() if name != "val_bpb")
+    values = result.summary if result else {}
+    facts = "\n".join(f"{name}: {value:g}" for name, value in values.items() if name != "val_bpb")
     return (
-        f"{subject} (val_bpb {result.val_bpb:.6f}, {verdict.gain:+.6f})\n\n"
-        f"{verdict.status}: {verdict.reason}; best before {candidate.best:.6f}\nseed: {search.seed}\n{facts}"
+        f"{subject} (val_bpb {mean(runs):.6f}, {gain_text(verdict.gain, paired(search.noise).sigma)})\n\n"
+        f"{verdict.status}: {verdict.reason}; best before {search.best:.6f}\nruns: {runs_text(runs)}\n{facts}"
     )
 
 
-def result_line(row: Row, verdict: Verdict) -> str:
+def gain_text(gain: float, noise: float) -> str:
+    """A gain and how many times the noise of one run it is."""
+    return f"{gain:+.6f}, {gain / noise:+.1f} x noise"
+
+
+def result_line(row: Row, reason: str = "") -> str:
     """One experiment on one line of the screen."""
     number = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
-    gain = f"{row.gain:+.6f}" if math.isfinite(row.gain) else " " * 9
-    reason = f"  ({verdict.reason})" if verdict.status not in ("keep", "discard") else ""
-    return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{reason}"
+    gain = f"{row.gain:+.6f} ({row.gain / row.noise:+5.1f} x noise)" if math.isfinite(row.gain) else " " * 26
+    why = f"  ({reason})" if reason and row.status not in ("keep", "discard") else ""
+    return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{why}"
 
 
 # -----------------------------------------------------------------------------
@@ -630,7 +793,8 @@ def reason_to_stop(search: Search) -> str:
         return search.blocked
     if search.experiments is not None and search.kept and done >= search.experiments:
         return f"{done} experiments are done"
-    if time.time() + run_seconds(search) > search.deadline:
+    fresh = search.settings.keep.confirm_runs - len(search.confirming) if search.kept else 0
+    if time.time() + run_seconds(search) * (1 + max(0, fresh)) > search.deadline:
         return "no time is left for another run"
     if search.settings.max_cost is not None and spent >= search.settings.max_cost and search.kept:
         return f"max_cost is reached: ${spent:.2f} spent"
@@ -648,9 +812,11 @@ def loop(search: Search) -> str:
         if not candidate or reason_to_stop(search):  # what was proposed too late runs first in the next session
             continue
         started = time.time()
-        result = run(search, candidate)
-        record(search, candidate, result, judge(result, candidate.best, search.min_gain), started)
-        if not search.kept and result.status != "interrupted":
+        verdict, result = measure(search, candidate)
+        if verdict.status == "again":
+            continue
+        record(search, candidate, result, verdict, started)
+        if not search.kept and verdict.status != "interrupted":
             search.blocked = f"the baseline does not train; see {search.folder}/{candidate.number:04d}/run.log"
         candidate = None
     return reason
@@ -693,19 +859,36 @@ def draw_progress(rows: list[Row], path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+def best_lines(search: Search) -> list[str]:
+    """The best as it was seen, and as fresh seeds confirm it; the baseline; the noise."""
+    baseline, best, noise = search.kept[0], search.kept[-1], search.noise
+    after = len([row for row in search.rows if row.number > baseline.number])
+    confirmed = confirmed_best(search.confirming, {}, noise)
+    gain = baseline.val_bpb - best.val_bpb
+    lines = [
+        f"baseline        {baseline.val_bpb:.6f}  ({len(runs_of(baseline))} runs)",
+        f"best seen       {best.val_bpb:.6f}  (experiment {best.number}; gain {gain_text(gain, noise.sigma)})",
+    ]
+    if confirmed:
+        gain = baseline.val_bpb - confirmed.val_bpb
+        lines += [
+            f"best confirmed  {confirmed.val_bpb:.6f}  (+- {confirmed.standard_error:.6f}, {confirmed.runs} fresh "
+            f"seeds; gain {gain:+.6f}, {100 * gain / baseline.val_bpb:.2f} % of the baseline)"
+        ]
+    return [
+        *lines,
+        f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",
+        f"kept            {len(search.kept) - 1} of {after} experiments",
+    ]
+
+
 def summary(search: Search, reason: str) -> str:
     """What the morning's reader wants first."""
     lines = ["", f"{search.branch}: {reason}."]
     if search.kept:
-        baseline, best = search.kept[0].val_bpb, search.kept[-1]
-        gain = baseline - best.val_bpb
-        lines += [
-            f"best val_bpb  {best.val_bpb:.6f}  (experiment {best.number})",
-            f"gain          {gain:.6f}  ({100 * gain / baseline:.2f} % of the baseline's {baseline:.6f})",
-            f"kept          {len(search.kept) - 1} of {len(search.rows) - 1} experiments",
-        ]
+        lines += best_lines(search)
     if cost := sum(row.cost for row in search.rows) + search.unbooked.cost:
-        lines += [f"spent         ${cost:.2f} on {sum(row.tokens for row in search.rows):,} tokens"]
+        lines += [f"spent           ${cost:.2f} on {sum(row.tokens for row in search.rows):,} tokens"]
     number = search.kept[-1].number if search.kept else 0
     lines += [
         "",
@@ -731,11 +914,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
-    parser.add_argument("--demo", action="store_true", help="8 experiments at the cpu scale: no GPU, key or download")
+    parser.add_argument("--demo", action="store_true", help="5 experiments at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
     if args.demo:
         os.environ["AUTORESEARCH_SCALE"] = "cpu"  # before prepare_data is imported
-        args.experiments = args.experiments or 8
+        args.experiments = args.experiments or 5
     args.tag = args.tag or ("demo" if args.demo else time.strftime("%b%d").lower())
     args.proposer = args.proposer or ("mutate" if args.demo else "command" if args.command else "anthropic")
     return args
@@ -840,10 +1023,11 @@ def main() -> None:
     )
     search.say(f"{search.branch} | scale {search.scale} | proposer {search.proposer} | until {until}")
     for row in search.rows:
-        search.console.print(
-            result_line(row, Verdict(row.status, row.gain, "")), markup=False, highlight=False, soft_wrap=True
-        )
+        search.console.print(result_line(row), markup=False, highlight=False, soft_wrap=True)
+    for line in sandbox.describe(search.settings.sandbox, search.scale, search.settings.memory_gb):
+        search.say(line)
     reason = loop(search)
+    confirm_best(search)
     commit_results(repo, search.branch, results_message(search))
     search.say(summary(search, reason))
     lock.close()

@@ -24,8 +24,7 @@ from loop_helpers import (
 )
 
 import agent_loop
-from agent_loop import Settings, judge, parse_program
-from run_experiment import RunResult
+from agent_loop import Settings, parse_program
 
 
 @pytest.fixture
@@ -60,17 +59,17 @@ def test_each_outcome_is_recorded_and_the_best_compounds(repo):
     statuses = [row.status for row in rows]
     assert statuses == ["keep", "keep", "discard", "crash", "invalid", "invalid", "crash", "keep"]
     assert [row.val_bpb for row in rows] == [2.0, 1.9, 1.95, 0.0, 0.0, 0.0, 0.0, 1.8]
-    assert rows[1].gain == pytest.approx(0.1)
-    assert rows[2].gain == pytest.approx(-0.05)
+    assert rows[1].gain == pytest.approx(0.1, abs=0.01)
+    assert rows[2].gain == pytest.approx(-0.05, abs=0.01)  # from what is believed of the best, not from its number
     assert rows[7].parent == rows[2].parent == rows[1].commit  # all were tried on the best of their time
     check_invariants(repo)
     subjects = git(repo, "log", "--format=%s", "autoresearch/t").splitlines()
-    assert subjects[1] == "0007: level to 1.8 (val_bpb 1.800000, +0.100000)"
-    assert subjects[2] == "0001: level to 1.9 (val_bpb 1.900000, +0.100000)"
+    assert subjects[1].startswith("0007: level to 1.8 (val_bpb 1.800000, +0.1")
+    assert subjects[2].startswith("0001: level to 1.9 (val_bpb 1.900000, +0.1")
     assert subjects[3] == "start"
     crash = git(repo, "show", "refs/autoresearch/t/0003")  # what was dropped stays there to be looked at
     assert "RuntimeError: boom" in crash and '+raise RuntimeError("boom")' in crash
-    assert "best val_bpb  1.800000  (experiment 7)" in done.stdout and "kept          2 of 7" in done.stdout
+    assert "best seen       1.800000  (experiment 7" in done.stdout and "kept            2 of 7" in done.stdout
     assert (repo / "progress.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -78,11 +77,12 @@ def test_a_description_cannot_break_the_table(repo):
     described = "printf 'evil\\ttab\\033[31m and\\\\nmore\\nsecond line' > description.txt; " + set_level(1.5)
     done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [described]))
     assert done.returncode == 0, done.stderr
-    assert rows_of(repo)[1].description == "evil tab[31m and\\nmore"
+    assert rows_of(repo)[1].description == "evil tab[31m and\\nmore [suspiciously good]"
     assert "\033" not in done.stdout
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_a_run_over_its_time_is_killed_and_recorded(repo):
     program = (repo / "program.md").read_text()
     (repo / "program.md").write_text(program.replace("kill_after: null", "kill_after: 2  "))
@@ -93,6 +93,7 @@ def test_a_run_over_its_time_is_killed_and_recorded(repo):
     assert "killed after 2 s" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_proposal_that_cannot_run_is_no_experiment(repo):
     marker = repo.parent / "calls"
     lines = [
@@ -134,6 +135,7 @@ def test_ctrl_c_records_the_run_and_the_same_command_goes_on(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_proposer_thinks_ends_at_once(repo):
     command = proposer_script(repo, ["touch thinking; sleep 600"])
     loop = start_loop(repo, "--experiments", "3", "--command", command)
@@ -160,10 +162,11 @@ def test_sigkill_in_a_run_loses_nothing(repo):
     done = run_loop(repo, "--experiments", "3", "--command", command)
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.85, 1.7], done.stderr
     assert "2  was left without a result and runs now" in done.stdout
-    assert rows_of(repo)[2].description == "level to 1.85"
+    assert rows_of(repo)[2].description.startswith("level to 1.85")
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_a_kill_between_row_and_branch_is_caught_up_with(repo):
     run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
     # As a kill after step 4 would have left it: the row is there, uncommitted; branch and train.py are the old ones.
@@ -176,6 +179,7 @@ def test_a_kill_between_row_and_branch_is_caught_up_with(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_a_kill_between_branch_and_train_py_is_caught_up_with(repo):
     run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
     rows = (repo / "results.tsv").read_text()
@@ -204,6 +208,7 @@ def test_a_run_that_would_pass_the_hours_is_stopped(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_a_baseline_that_does_not_train_ends_the_search(repo):
     (repo / "train.py").write_text("raise ValueError('no good')\n")
     git(repo, "commit", "-qam", "broken")
@@ -217,9 +222,10 @@ def test_a_baseline_that_does_not_train_ends_the_search(repo):
 # The user's own files
 
 
+@pytest.mark.slow
 def test_program_md_is_the_users_in_mid_run(repo):
     program = repo / "program.md"
-    edited = program.read_text().replace("min_gain: null", "min_gain: 0.5 ") + "\nTry harder.\n"
+    edited = program.read_text().replace("max_runs: 2", "max_runs: 3") + "\nTry harder.\n"
     steps = [
         set_level(1.9) + f"; cp {repo.parent}/edited.md {program}",
         "grep -q 'Try harder' program.md && " + set_level(1.8),
@@ -228,15 +234,15 @@ def test_program_md_is_the_users_in_mid_run(repo):
     ]
     (repo.parent / "edited.md").write_text(edited)
     done = run_loop(repo, "--experiments", "4", "--command", proposer_script(repo, steps))
-    # 1.8 gains 0.1 and is dropped by the new rule; the broken file changes nothing; 1.2 gains 0.7.
-    assert [row.status for row in rows_of(repo)] == ["keep", "keep", "discard", "keep", "discard"], done.stdout
-    assert "program.md: keep Keep(min_gain=None) -> Keep(min_gain=0.5)" in done.stdout
+    assert [row.status for row in rows_of(repo)] == ["keep"] * 5, done.stdout
+    assert "program.md: keep.max_runs 2 -> 3" in done.stdout
     assert "program.md: new instructions" in done.stdout
     assert "unknown key `kep`" in done.stdout
     assert program.read_text() == "---\nkep: 1\n---\n"
     assert git(repo, "status", "--porcelain") == "M program.md"
 
 
+@pytest.mark.slow
 def test_a_hand_edited_train_py_is_never_overwritten(repo):
     mine = STUB + "# my own idea\n"
     (repo.parent / "mine.py").write_text(mine)
@@ -249,6 +255,7 @@ def test_a_hand_edited_train_py_is_never_overwritten(repo):
     assert (repo / "train.py").read_text() == mine
 
 
+@pytest.mark.slow
 def test_commits_and_switches_of_the_user_are_respected(repo):
     steps = [
         f"(cd {repo} && echo hello > mine.txt && git add mine.txt && git commit -qm mine); " + set_level(1.9),
@@ -263,6 +270,7 @@ def test_commits_and_switches_of_the_user_are_respected(repo):
     assert "LEVEL = 1.8" in git(repo, "show", "autoresearch/t:train.py")
 
 
+@pytest.mark.slow
 def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
     run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
     with open(repo / "results.tsv", "a") as file:  # a row that a killed loop could not commit any more
@@ -310,6 +318,7 @@ def test_no_data_is_one_line(repo, tmp_path):
     assert re.fullmatch(r"error: no prepared data in .*; run: python prepare_data.py --scale cpu.*\n", done.stderr)
 
 
+@pytest.mark.slow
 def test_a_second_loop_in_the_same_folder_is_refused(repo):
     command = proposer_script(repo, ["touch thinking; sleep 600"])
     first = start_loop(repo, "--experiments", "3", "--command", command)
@@ -320,6 +329,7 @@ def test_a_second_loop_in_the_same_folder_is_refused(repo):
     first.communicate(timeout=30)
 
 
+@pytest.mark.slow
 def test_it_commits_where_git_knows_no_name(repo):
     git(repo, "config", "--unset", "user.email")
     git(repo, "config", "--unset", "user.name")
@@ -331,33 +341,6 @@ def test_it_commits_where_git_knows_no_name(repo):
 
 # -----------------------------------------------------------------------------
 # Pure parts
-
-
-@pytest.mark.parametrize(
-    ("val_bpb", "status", "expected", "gain"),
-    [
-        (1.9, "ok", "keep", 0.1),
-        (1.9999, "ok", "discard", 0.0001),
-        (2.1, "ok", "discard", -0.1),
-        (-37.8, "ok", "invalid", None),
-        (0.0, "ok", "invalid", None),
-        (math.inf, "ok", "invalid", None),
-        (math.nan, "ok", "invalid", None),
-        (20.0, "ok", "invalid", None),
-        (math.nan, "crash", "crash", None),
-        (math.nan, "timeout", "timeout", None),
-        (math.nan, "interrupted", "interrupted", None),
-    ],
-)
-def test_judge(val_bpb, status, expected, gain):
-    verdict = judge(RunResult(status, 1.0, val_bpb), 2.0, 0.001)
-    assert verdict.status == expected
-    assert verdict.gain == pytest.approx(gain) if gain is not None else math.isnan(verdict.gain)
-
-
-def test_the_baseline_is_kept_if_it_trained():
-    assert judge(RunResult("ok", 1.0, 3.0), math.inf, 0.001).status == "keep"
-    assert judge(RunResult("crash", 1.0), math.inf, 0.001).status == "crash"
 
 
 def test_the_shipped_program_states_the_defaults():
@@ -377,7 +360,7 @@ def test_the_shipped_program_states_the_defaults():
         ("max_cost: .nan", "should be 0 or more"),
         ("keep: 3", "keep. is not a list"),
         ("keep: {gain: 3}", "unknown key `keep.gain`"),
-        ("keep: {min_gain: x}", "`keep.min_gain: x` should be float or null"),
+        ("keep: {max_runs: x}", "`keep.max_runs: x` should be int"),
         ("effort: enormous", "should be low, medium"),
         ("- a\n- b", "not a list of `key: value`"),
     ],
@@ -388,13 +371,15 @@ def test_settings_are_refused_by_name(front, message):
 
 
 def test_settings_take_what_is_valid():
-    settings, text = parse_program("---\nmax_cost: 5\nkeep: {min_gain: 0.01}\nprices: {input: 1}\n---\nhello")
-    assert (settings.max_cost, settings.keep.min_gain, settings.prices.input, text) == (5, 0.01, 1, "hello")
+    settings, text = parse_program("---\nmax_cost: 5\nkeep: {equal: 0.5}\nprices: {input: 1}\n---\nhello")
+    assert (settings.max_cost, settings.keep.equal, settings.prices.input, text) == (5, 0.5, 1, "hello")
     assert parse_program("just text") == (Settings(), "just text")
 
 
 def test_a_row_survives_the_table(tmp_path):
-    row = agent_loop.Row("abc1234", 1.25, 0.5, "keep", "x", 3, math.nan, "def", 1.5, 10, 0.25, "2026-11-23T00:00:00")
+    row = agent_loop.Row(
+        "abc1234", 1.25, 0.5, "keep", "x", 3, math.nan, "def", 1.5, 10, 0.25, "2026-11-23T00:00:00", 0.5, "42:1.25"
+    )
     (tmp_path / "results.tsv").write_text(agent_loop.HEADER)
     agent_loop.append_row(tmp_path / "results.tsv", row)
     (back,) = agent_loop.read_rows(tmp_path / "results.tsv")

@@ -368,6 +368,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
@@ -492,6 +493,7 @@ def test_bad_environment(name, value):
     assert_refused(command(env=os.environ | {name: value}), f"{name}={value}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "climbmix"])
 def test_full_disk(hub, folder, tmp_path, source):
     def only_small_files():
@@ -562,6 +564,7 @@ class Model(torch.nn.Module):
         return self.change(self.table[inputs], inputs)
 
 
+@pytest.mark.slow
 def test_bpb_is_what_it_says(tokenizer):
     table = Model().table.detach().numpy().astype(np.float64)
     log_probabilities = table - np.log(np.exp(table).sum(1, keepdims=True))
@@ -575,6 +578,7 @@ def test_bpb_is_what_it_says(tokenizer):
         assert evaluate_bpb(Model(), tokenizer, batch_size) == pytest.approx(nats / math.log(2) / size, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_uniform_model(tokenizer):
     targets = prepare_data.load_rows("val")[:, 1:]
     tokens = np.sum(targets != tokenizer.get_bos_token_id())

@@ -267,6 +267,7 @@ for i in range(2000):
     assert sandbox.folder_use(str(tmp_path))[0] < 1000 * MB
 
 
+@pytest.mark.slow
 @both
 def test_many_small_files_end_a_run(run, mode):
     source = "import time\nfor i in range(3000):\n    open(f'{i}', 'w').close()\n    time.sleep(0.001)"
@@ -302,6 +303,7 @@ time.sleep(20)
     assert (result.status, result.error) == ("crash", "SandboxError: the run used more than 0.2 GB of memory")
 
 
+@pytest.mark.slow
 @needs_linux
 @both
 def test_a_fork_bomb_is_stopped(run, mode, nap):
@@ -418,6 +420,7 @@ def test_the_start_says_which_protections_are_on():
 # Honest runs
 
 
+@pytest.mark.slow
 @both
 def test_the_sandbox_costs_less_than_a_fifth_of_a_second(run, mode):
     def seconds(function) -> float:

@@ -303,6 +303,7 @@ def short_run(prepared, tmp_path_factory):
 KEYS = "val_bpb training_seconds total_seconds peak_vram_mb mfu_percent total_tokens_M num_steps num_params_M depth"
 
 
+@pytest.mark.slow
 def test_summary_has_every_key(short_run):
     values = summary(short_run)
     assert list(values) == KEYS.split()
@@ -312,6 +313,7 @@ def test_summary_has_every_key(short_run):
     assert re.findall(r"^step (\d+) \|", short_run.stdout, re.M) == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_path):
     warm_up = "for _ in range(2):\n    train_step("
     assert SOURCE.count(warm_up) == 1
@@ -319,10 +321,12 @@ def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_pat
     assert summary(run(tmp_path, without, STEPS=5, SEED=1))["val_bpb"] == summary(short_run)["val_bpb"]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_number(short_run, tmp_path):
     assert summary(run(tmp_path, STEPS=5, SEED=2))["val_bpb"] != summary(short_run)["val_bpb"]
 
 
+@pytest.mark.slow
 def test_batch_size_takes_effect_and_need_not_divide(short_run, tmp_path):
     rows = cpu_constants()["TOTAL_BATCH_SIZE"] // 128
     result = run(tmp_path, set_constant("TOTAL_BATCH_SIZE", rows * 128 - 200), STEPS=5, SEED=1)
@@ -330,6 +334,7 @@ def test_batch_size_takes_effect_and_need_not_divide(short_run, tmp_path):
     assert summary(result)["val_bpb"] != summary(short_run)["val_bpb"]
 
 
+@pytest.mark.slow
 def test_passes_add_up_to_the_same_step(short_run, tmp_path):
     halved = re.sub(r"DEVICE_BATCH_SIZE = min\(64,", "DEVICE_BATCH_SIZE = min(4,", SOURCE)
     result = run(tmp_path, halved, STEPS=5, SEED=1)
