@@ -40,6 +40,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+import audit
 import sandbox
 from judge import (
     Belief,
@@ -331,6 +332,7 @@ class Search:
     unbooked: Usage = field(default_factory=Usage)  # of failed proposals; booked on the next experiment
     failures: int = 0  # proposals failed in a row
     blocked: str = ""  # what only a person can mend
+    measure: dict = field(default_factory=dict)  # load_measure()
 
     @property
     def branch(self) -> str:
@@ -634,26 +636,68 @@ def proposal_failed(search: Search, failure: ProposalFailed) -> None:
 def run(search: Search, number: int, source: str, seed: int, title: str) -> RunResult:
     """Train a text once, showing what goes on."""
     best = f"best {search.best:.6f}" if search.kept else ""
+    folder = search.folder / f"{number:04d}"
+    (folder / audit.RECORD).unlink(missing_ok=True)  # of a run on another seed
     with search.console.status(Text(title)) as status:
-        return run_experiment(
+        result = run_experiment(
             source,
             seed,
             search.scale,
-            search.folder / f"{number:04d}",
+            folder,
             search.kill_after,
             lambda: search.stop.is_set() or time.time() > search.deadline,
             lambda line: status.update(Text(f"{title} | {line} | {best}")),
             sandbox_mode=search.settings.sandbox,
             limits=sandbox.make_limits(search.scale, search.settings.memory_gb),
         )
+    return believe(search, result, folder) if result.status == "ok" else result
+
+
+def believe(search: Search, result: RunResult, folder: Path) -> RunResult:
+    """A result with the evaluator's own number, or as invalid with the reason why it is not believed."""
+    record, expected = audit.read_record(folder), search.measure["expected"]
+    limits = audit.LIMITS[search.scale]
+    if reason := audit.check_result(result.summary, record, expected, limits, result.seconds):
+        return dataclasses.replace(result, status="invalid", error=reason)
+    if expected["before_clock"] is None:  # the baseline's: what start and compilation take here
+        expected["before_clock"] = audit.before_clock(record, result.seconds, expected["clock"])
+        write_measure(search)
+    return dataclasses.replace(result, val_bpb=record["val_bpb"])
+
+
+def load_measure(search: Search) -> None:
+    """What this search is measured with, from its first session on: evaluator and data, and what their record says."""
+    data = sandbox.data_root() / search.scale
+    if problem := audit.check_fingerprint(data):
+        fail(problem)
+    stored = search.folder / "measure.json"
+    if stored.exists():
+        search.measure = json.loads(stored.read_text())
+        return
+    search.measure = {"expected": audit.measure_expected(), "files": audit.measure_files(audit.protected_files(data))}
+    write_measure(search)
+
+
+def write_measure(search: Search) -> None:
+    (search.folder / "measure.json").write_text(json.dumps(search.measure, indent=1))
+
+
+def measure_intact(search: Search) -> bool:
+    """Whether evaluator and data are what they were; if not, the search is blocked: its numbers would not compare."""
+    paths = [Path(path) for path in search.measure["files"]]
+    if problem := audit.check_integrity(paths, search.measure["files"]):
+        search.blocked = f"{problem}; undo that, or start another --tag"
+    return not search.blocked
 
 
 def measure(search: Search, candidate: Candidate) -> tuple[Verdict, RunResult | None]:
     """Run a candidate on as many seeds as its verdict takes. `again` comes back when there is no time for it now."""
     number, result = candidate.number, None
+    if reason := forbidden(search, candidate):
+        return Verdict("invalid", reason), None
     runs = read_runs(search.run_log, number, "judge")
     verdict = verdict_of(search, candidate, runs, result) if runs else Verdict("again", "", next_seed=search.seed)
-    while verdict.status == "again" and not reason_to_stop(search):
+    while verdict.status == "again" and measure_intact(search) and not reason_to_stop(search):
         seed = verdict.next_seed
         title = f"{number:4d}  {one_line(candidate.proposal.description)[:60]}"
         result = run(search, number, candidate.source, seed, f"{title} (seed {seed})" if runs else title)
@@ -667,6 +711,14 @@ def measure(search: Search, candidate: Candidate) -> tuple[Verdict, RunResult | 
             why = "the noise is measured on further seeds" if candidate.is_baseline else verdict.reason
             search.say(f"{number:4d}  measured     {result.val_bpb:.6f}  seed {seed}; again, {why}")
     return verdict, result
+
+
+def forbidden(search: Search, candidate: Candidate) -> str:
+    """What a candidate does that the search's first train.py does not do and no training has to do, or ""."""
+    if candidate.is_baseline:
+        return ""
+    baseline = file_at(search.repo, experiment_ref(search.tag, search.kept[0].number), "train.py")
+    return audit.audit_source(candidate.source, baseline)
 
 
 def verdict_of(search: Search, candidate: Candidate, runs: Runs, result: RunResult | None) -> Verdict:
@@ -692,7 +744,7 @@ def confirm_best(search: Search) -> None:
     """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
     while search.kept and len(search.confirming) < search.settings.keep.confirm_runs:
         needs = run_seconds(search)
-        if search.stop.is_set() or search.blocked or time.time() + needs > search.deadline:
+        if search.stop.is_set() or not measure_intact(search) or time.time() + needs > search.deadline:
             return
         best = search.kept[-1]
         (seed,) = fresh_seeds(runs_of(best) | search.confirming, 1)
@@ -916,8 +968,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
     parser.add_argument("--demo", action="store_true", help="5 experiments at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
+    os.environ["AUTORESEARCH_RECORD"] = audit.RECORD  # before prepare_data is imported, like the next
     if args.demo:
-        os.environ["AUTORESEARCH_SCALE"] = "cpu"  # before prepare_data is imported
+        os.environ["AUTORESEARCH_SCALE"] = "cpu"
         args.experiments = args.experiments or 5
     args.tag = args.tag or ("demo" if args.demo else time.strftime("%b%d").lower())
     args.proposer = args.proposer or ("mutate" if args.demo else "command" if args.command else "anthropic")
@@ -1015,6 +1068,7 @@ def main() -> None:
         instructions=instructions,
     )
     enter_branch(search)
+    load_measure(search)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: search.stop.set())
     until = " and ".join(

@@ -12,7 +12,8 @@ stopped. Imported by train.py, it serves those rows as batches and scores a mode
 byte.
 
 Environment: AUTORESEARCH_SCALE (h100 or cpu), AUTORESEARCH_SEED, AUTORESEARCH_STEPS (train this many steps instead of
-TIME_BUDGET seconds), AUTORESEARCH_DATA_DIR; HF_ENDPOINT and HF_TOKEN for the download.
+TIME_BUDGET seconds), AUTORESEARCH_DATA_DIR, AUTORESEARCH_RECORD (a file for the evaluator's record: see audit.py);
+HF_ENDPOINT and HF_TOKEN for the download.
 """
 
 import argparse
@@ -646,12 +647,60 @@ def report(meta: dict, directory: Path) -> None:
 
 
 # -----------------------------------------------------------------------------
+# Record: what this file saw of a run, for audit.py, which does not trust what a run prints
+
+RECORD = Path(os.environ["AUTORESEARCH_RECORD"]).absolute() if os.environ.get("AUTORESEARCH_RECORD") else None
+process_times = os.times  # not the time module's clocks, and bound here: a train.py might replace those
+noted = {"val_reads": 0, "batches": 0, "training_tokens": 0, "optimizer_steps": 0}
+
+
+def note_first(event: str) -> None:
+    """Note when `event` happened for the first time, and how much had been trained by then."""
+    if event not in noted:
+        now = process_times()
+        clocks = {"cpu": now.user + now.system, "wall": now.elapsed}
+        noted[event] = clocks | {name: noted[name] for name in ("batches", "optimizer_steps")}
+
+
+def note_batch(split: str, tokens: int) -> None:
+    """Count a batch that train.py gets; from the first one on, optimizer steps too, until the clock starts."""
+    if split == "train":
+        if RECORD and not noted["batches"]:
+            count_optimizer_steps()
+        note_first("first_batch")
+        noted["batches"] += 1
+        noted["training_tokens"] += tokens
+
+
+def count_optimizer_steps() -> None:
+    """Count the steps of every torch optimizer before the clock starts: a warm-up compiles, it does not train."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def count(*_):
+        noted["optimizer_steps"] += "clock_started" not in noted
+
+    noted["hook"] = register_optimizer_step_post_hook(count)
+
+
+def write_record(**measured) -> None:
+    """Add a line to the record, if the loop asked for one: two lines are two evaluations."""
+    for event in ("first_batch", "clock_started", "finished"):  # what never happened, happens now
+        note_first(event)
+    if RECORD:
+        with open(RECORD, "a") as file:
+            file.write(json.dumps({name: value for name, value in noted.items() if name != "hook"} | measured) + "\n")
+
+
+note_first("imported")
+
+# -----------------------------------------------------------------------------
 # Batches
 
 
 def load_rows(split: str) -> np.ndarray:
     """The packed rows of a split, (rows, MAX_SEQ_LEN + 1) uint16, memory-mapped."""
     assert split in ("train", "val"), f"split is {split!r}, not 'train' or 'val'"
+    noted["val_reads"] += split == "val"
     return np.memmap(DATA_DIR / f"{split}.bin", np.uint16, "r").reshape(-1, MAX_SEQ_LEN + 1)
 
 
@@ -671,7 +720,8 @@ def to_device(tokens: np.ndarray, device):
         # A fresh pinned buffer each time: torch's caching allocator does not hand it out again before the copy has run.
         batch = batch.pin_memory().to(device, non_blocking=True)
     batch = batch.long()
-    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    # Copies, also of a single row, where a contiguous() would be a view: behind the inputs lie no targets.
+    return batch[:, :-1].clone(), batch[:, 1:].clone()
 
 
 def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterator[tuple]:
@@ -698,6 +748,7 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     current = next(ahead)
     while True:
         following = next(ahead)
+        note_batch(split, B * T)
         yield current
         current = following
 
@@ -708,9 +759,13 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
 
 def training_clock() -> float:
     """Seconds, for timing training: the wall clock on a GPU; on a CPU this process's own CPU time over its threads, so
-    that a busy neighbour does not shorten the training."""
+    that a busy neighbour does not shorten the training. The first call is taken as the start of the budget."""
     import torch
 
+    if "clock_started" not in noted:
+        note_first("clock_started")
+        if "hook" in noted:
+            noted.pop("hook").remove()
     if default_device() == "cuda":
         return time.perf_counter()
     return time.process_time() / torch.get_num_threads()
@@ -720,10 +775,12 @@ def token_losses(model, inputs, targets, vocab_size: int):
     """Cross-entropy of each target in nats, (B, T) float32. ValueError if the logits are not (B, T, vocab_size)."""
     import torch
 
-    logits = model(inputs)
+    logits = model(inputs.clone())  # whatever the model does to its input, it is not what is scored
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 3 or shape[:2] != inputs.shape or shape[2] < vocab_size:  # a padded vocabulary is fine
         raise ValueError(f"the logits are {shape or type(logits)}, not {(*inputs.shape, vocab_size)}; no val_bpb")
+    if type(logits) is not torch.Tensor:  # a subclass can bring a cross-entropy of its own
+        raise ValueError(f"the logits are a {type(logits).__name__}, not a torch.Tensor; no val_bpb")
     losses = [
         torch.nn.functional.cross_entropy(some.float().flatten(0, 1), wanted.flatten(), reduction="none")
         for some, wanted in zip(logits.split(8), targets.split(8), strict=True)  # float32 logits are large
@@ -731,23 +788,89 @@ def token_losses(model, inputs, targets, vocab_size: int):
     return torch.cat(losses).view_as(targets)
 
 
-def check_causal(model, rows: np.ndarray, vocab_size: int, device) -> None:
+def require_same(losses, expected, problem: str) -> None:
+    """Raise ValueError unless two measurements agree, as far as kernels (in bf16 on a GPU) repeat themselves."""
+    import torch
+
+    tolerance = 1e-2 if losses.is_cuda else 2e-4
+    if not torch.allclose(losses, expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(f"{problem}; no val_bpb")
+
+
+def check_arithmetic(model, inputs, targets, expected) -> None:
+    """Raise ValueError if the losses are not what numpy makes of the logits: torch was changed under our feet."""
+    import torch
+
+    logits = np.array(model(inputs)[0, :32].float().tolist())
+    logits -= logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), targets[0, :32].tolist()]
+    losses = torch.tensor(np.log(np.exp(logits).sum(1)) - chosen, dtype=expected.dtype, device=expected.device)
+    require_same(expected[0, :32], losses, "the cross-entropy is not that of the logits")
+
+
+def check_causal(model, inputs, targets, expected, vocab_size: int) -> None:
     """Raise ValueError if the losses before a position change when the input after it does.
 
-    Each of `rows`, (B, T + 1), gets a cut of its own, behind which the text of another row is put.
+    Each row has a cut of its own, behind which the text of another row is put.
     """
     import torch
 
-    inputs, targets = to_device(rows, device)
     B, T = inputs.shape
-    cuts = torch.tensor([1 + (2 * row + 1) * (T - 1) // (2 * B) for row in range(B)], device=device)
-    before = torch.arange(T, device=device) < cuts[:, None]
+    cuts = torch.tensor([1 + (2 * row + 1) * (T - 1) // (2 * B) for row in range(B)], device=inputs.device)
+    before = torch.arange(T, device=inputs.device) < cuts[:, None]
     altered = torch.where(before, inputs, inputs.roll(1, 0) if B > 1 else inputs.flip(1))
-    expected, losses = (token_losses(model, tokens, targets, vocab_size)[before] for tokens in (inputs, altered))
-    if not torch.isfinite(expected).all():
+    losses = token_losses(model, altered, targets, vocab_size)
+    problem = "not causal: what comes before a position changes with the tokens after it"
+    require_same(losses[before], expected[before], problem)
+
+
+def check_batch(model, inputs, targets, expected, vocab_size: int) -> None:
+    """Raise ValueError if the losses of a row change when other rows of the batch do: about half are turned around."""
+    import torch
+
+    others = torch.from_numpy(np.random.default_rng(0).random(len(inputs)) < 0.5).to(inputs.device)
+    altered = torch.where(others[:, None], inputs.flip(1), inputs)
+    losses = token_losses(model, altered, targets, vocab_size)
+    require_same(losses[~others], expected[~others], "rows are not independent: one changes with others of its batch")
+
+
+def check_blind(model, inputs, vocab_size: int) -> None:
+    """Raise ValueError if the model does better than chance on targets that are pure chance: it must have seen them."""
+    import torch
+
+    targets = torch.randint(vocab_size, inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs.device)
+    if token_losses(model, inputs, targets, vocab_size).mean() < 0.9 * math.log(vocab_size):
+        raise ValueError("the logits know targets that the inputs do not tell; no val_bpb")
+
+
+def probe(model, inputs, targets, vocab_size: int):
+    """Raise ValueError if the model is not one that val_bpb is defined for. Returns the losses of this batch."""
+    import torch
+
+    losses = token_losses(model, inputs, targets, vocab_size)
+    if not torch.isfinite(losses).all():
         raise ValueError("the logits are not finite; no val_bpb")
-    if not torch.allclose(losses, expected, rtol=1e-2, atol=1e-2):
-        raise ValueError("not causal: what comes before a position changes with the tokens after it; no val_bpb")
+    again = token_losses(model, inputs, targets, vocab_size)
+    require_same(again, losses, "the same rows give another loss the second time")
+    check_arithmetic(model, inputs, targets, losses)
+    check_batch(model, inputs, targets, losses, vocab_size)
+    check_causal(model, inputs, targets, losses, vocab_size)
+    check_blind(model, inputs, vocab_size)
+    return losses
+
+
+def weights_checksum(model) -> list[int]:
+    """The sum of the bytes of every parameter and buffer."""
+    import torch
+
+    tensors = [tensor.detach().reshape(-1) for tensor in (*model.parameters(), *model.buffers())]
+    sums = [tensor.view(torch.uint8).sum(dtype=torch.int64) for tensor in tensors if tensor.numel()]
+    return torch.stack(sums).tolist() if sums else []
+
+
+def scored_fingerprint(rows: np.ndarray, token_bytes: np.ndarray) -> str:
+    """A hash of what is scored: the validation rows and how many bytes each token stands for."""
+    return hashlib.sha256(rows.tobytes() + token_bytes.astype(np.int64).tobytes()).hexdigest()[:16]
 
 
 def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
@@ -755,16 +878,22 @@ def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
 
     The cross-entropy is computed here, in float32, from the logits, and summed in float64 over the targets that stand
     for text (the special token has no bytes), then divided by ln 2 times their bytes. Every row is scored once,
-    whatever the batch size. Raises ValueError where logits have the wrong shape, look ahead or are not finite.
+    whatever the batch size. Raises ValueError where logits have the wrong shape or are not finite, where they look
+    ahead or at other rows, and where the model learns from or remembers what it was evaluated on.
     """
     import torch
 
+    if default_device() == "cuda":
+        torch.cuda.synchronize()  # what is still being trained is training time
+    note_first("evaluated")
     with torch.no_grad():
-        rows = load_rows("val")
+        rows, sizes_of_tokens = load_rows("val"), tokenizer.token_bytes()
         batch_size = min(batch_size, len(rows))
         device = next(model.parameters()).device
-        token_bytes = torch.tensor(tokenizer.token_bytes(), device=device)
-        check_causal(model, rows[:batch_size], len(token_bytes), device)
+        token_bytes = torch.tensor(sizes_of_tokens, device=device)
+        weights = weights_checksum(model)
+        first_batch = to_device(rows[:batch_size], device)
+        first_losses = probe(model, *first_batch, len(token_bytes))
         nats = torch.zeros((), dtype=torch.float64, device=device)
         total_bytes = torch.zeros((), dtype=torch.int64, device=device)
         for start in range(0, len(rows), batch_size):
@@ -774,11 +903,20 @@ def evaluate_bpb(model, tokenizer: Tokenizer, batch_size: int) -> float:
             sizes = token_bytes[targets]
             sizes[: start - first] = 0
             losses = token_losses(model, inputs, targets, len(token_bytes))
+            if start == 0:
+                require_same(losses, first_losses, "the same rows give another loss the second time")
             nats += torch.where(sizes > 0, losses, 0).sum(dtype=torch.float64)
             total_bytes += sizes.sum()
-    bpb = nats.item() / (math.log(2) * total_bytes.item())
+        losses = token_losses(model, *first_batch, len(token_bytes))
+        require_same(losses, first_losses, "the same rows give another loss after the others: the model remembers")
+        if weights_checksum(model) != weights:
+            raise ValueError("the model's parameters or buffers changed while it was evaluated; no val_bpb")
+    nats, total_bytes = nats.item(), total_bytes.item()
+    bpb = nats / (math.log(2) * total_bytes)
     if not math.isfinite(bpb):
         raise ValueError(f"val_bpb is {bpb}: the logits are not finite")
+    scored = scored_fingerprint(rows, sizes_of_tokens)
+    write_record(val_bpb=bpb, nats=nats, bytes=total_bytes, tokens=rows[:, 1:].size, fingerprint=scored)
     return bpb
 
 

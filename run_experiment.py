@@ -145,7 +145,7 @@ def run_process(
 
 @dataclass
 class RunResult:
-    """What came of one training. `status` is ok, crash, timeout or interrupted; val_bpb is there only with ok."""
+    """What came of one training. `status`: ok, crash, timeout, interrupted, or invalid if it is not believed."""
 
     status: str
     seconds: float  # wall-clock, of the whole process

@@ -1,5 +1,6 @@
 """What all tests share: the cpu scale, a data folder of the session's own, and that folder prepared once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,4 +23,18 @@ for name in ("HF_ENDPOINT", "HF_TOKEN", "AUTORESEARCH_SEED", "AUTORESEARCH_STEPS
 def prepared() -> Path:
     """The cpu scale's folder, prepared from the standard library: what the imported prepare_data serves."""
     subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
-    return Path(session_folder.name) / "cpu"
+    folder = Path(session_folder.name) / "cpu"
+    (folder / "stub_record.json").write_text(json.dumps(stub_record()))
+    return folder
+
+
+def stub_record() -> dict:
+    """What evaluate_bpb would have noted of a training of 20 s, but for its number: see loop_helpers.STUB."""
+    import audit
+
+    expected = audit.measure_expected()
+    moment = {"cpu": 0.0, "wall": 0.0, "batches": 0, "optimizer_steps": 0}
+    events = dict.fromkeys(("imported", "first_batch", "clock_started"), moment)
+    events |= dict.fromkeys(("evaluated", "finished"), moment | {"cpu": 20.0})
+    counts = {"val_reads": 1, "batches": 100, "training_tokens": 200_000, "optimizer_steps": 0}
+    return {name: expected[name] for name in ("fingerprint", "bytes", "tokens")} | events | counts
