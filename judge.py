@@ -348,16 +348,6 @@ class Estimate:
     runs: int
 
 
-def best_seen(judged: Runs, noise: Noise) -> Estimate:
-    """The mean of the runs that won. Too good, for they were chosen: the standard error does not say by how much."""
-    return Estimate(mean(judged), noise.sigma / math.sqrt(len(judged)), len(judged))
-
-
-def believed_best(belief: Belief, noise: Noise) -> Estimate:
-    """The best as the rule sees it: shrunk, with all its runs and what later candidates said of it."""
-    return Estimate(belief.best, math.sqrt(belief.variance), len(belief.runs))
-
-
 def confirmed_best(runs: Runs, judged: Runs, noise: Noise) -> Estimate | None:
     """The mean over fresh seeds, none of which had a part in the keep; None where there is none."""
     fresh = {seed: val_bpb for seed, val_bpb in runs.items() if seed not in judged}

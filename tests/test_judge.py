@@ -15,8 +15,6 @@ from judge import (
     Usual,
     after_best_run,
     after_candidate,
-    believed_best,
-    best_seen,
     confirmed_best,
     cut_normal,
     fresh_seeds,
@@ -274,14 +272,12 @@ def test_replay_is_the_same_history():
     assert isinstance(belief, Belief)
 
 
-def test_best_seen_and_confirmed_are_told_apart():
+def test_the_confirmed_best_leaves_out_what_was_judged():
     judged, runs = {42: 0.990, 43: 0.992}, {42: 0.990, 43: 0.992, 44: 0.994, 45: 0.996}
-    assert best_seen(judged, NOISE).val_bpb == pytest.approx(0.991)
     confirmed = confirmed_best(runs, judged, NOISE)
     assert (confirmed.val_bpb, confirmed.runs) == (pytest.approx(0.995), 2)
     assert confirmed.standard_error == pytest.approx(SIGMA / math.sqrt(2))
     assert confirmed_best(judged, judged, NOISE) is None
-    assert believed_best(BELIEF, NOISE).standard_error == pytest.approx(SIGMA / math.sqrt(3))
     assert fresh_seeds(runs, 2) == [46, 47]
 
 
