@@ -901,9 +901,12 @@ def draw_progress(rows: list[Row], path: Path) -> None:
         place = {"xytext": (4, 5), "textcoords": "offset points", "fontsize": 7, "rotation": 20}
         axes.annotate(text, (row.number, row.val_bpb), **place, parse_math=False)
     span = kept[0].val_bpb - kept[-1].val_bpb or 0.01 * kept[0].val_bpb
-    axes.set_ylim(kept[-1].val_bpb - 0.3 * span, kept[0].val_bpb + span)  # far worse ones would flatten the curve
+    lowest = min(row.val_bpb for row in measured)
+    axes.set_ylim(lowest - 0.3 * span, kept[0].val_bpb + span)  # far worse ones would flatten the curve
     axes.set(
-        xlabel="experiment", ylabel="val_bpb (lower is better)", title=f"{len(rows)} experiments, {len(kept)} kept"
+        xlabel="experiment",
+        ylabel="val_bpb (lower is better)",
+        title=f"{len(rows) - 1} experiments, {len(kept) - 1} kept",
     )
     axes.legend(loc="upper right")
     figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
