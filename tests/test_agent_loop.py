@@ -73,6 +73,7 @@ def test_each_outcome_is_recorded_and_the_best_compounds(repo):
     assert (repo / "progress.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_description_cannot_break_the_table(repo):
     described = "printf 'evil\\ttab\\033[31m and\\\\nmore\\nsecond line' > description.txt; " + set_level(1.5)
     done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [described]))
@@ -119,6 +120,7 @@ def test_a_proposal_that_cannot_run_is_no_experiment(repo):
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_ctrl_c_records_the_run_and_the_same_command_goes_on(repo):
     slow = append("import time; time.sleep(600)", "slow")
     command = proposer_script(repo, [set_level(1.9), slow, set_level(1.8)])
@@ -147,6 +149,7 @@ def test_sigterm_while_the_proposer_thinks_ends_at_once(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_sigkill_in_a_run_loses_nothing(repo):
     slow = append("import time; time.sleep(10)", "slow") + "; " + set_level(1.85)
     command = proposer_script(repo, [set_level(1.9), slow, "sed -i.old 1d train.py; " + set_level(1.7)])
@@ -187,6 +190,7 @@ def test_a_kill_between_branch_and_train_py_is_caught_up_with(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
 def test_hours_are_a_promise(repo):
     done = run_loop(repo, "--hours", "0.001", "--command", "false")
     assert done.returncode == 0 and rows_of(repo) == []

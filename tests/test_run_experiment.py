@@ -74,6 +74,7 @@ def test_a_number_printed_before_a_failure_does_not_count(run):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
 def test_timeout_kills_children_that_ignore_sigterm(run, nap):
     source = f"""
 import os, signal

@@ -207,6 +207,7 @@ def test_a_daemon_ends_with_a_good_run(run, mode, nap):
 
 @needs_linux
 @both
+@pytest.mark.slow
 def test_a_daemon_ends_with_a_run_that_ignores_sigterm(run, mode, nap):
     assert run(DAEMON.replace("NAP", nap) + "time.sleep(600)", mode, kill_after=1.5).status == "timeout"
     assert sleepers(nap) == 0
