@@ -346,6 +346,9 @@ class Search:
     def folder(self) -> Path:
         return ROOT / "runs" / self.tag
 
+    def experiment_folder(self, number: int) -> Path:
+        return self.folder / f"{number:04d}"
+
     @property
     def head(self) -> str:
         """The commit of the branch, wherever the user's HEAD is."""
@@ -388,11 +391,21 @@ class Search:
         return pooled_noise(self.sources, USUAL_NOISE[self.scale])
 
     @property
+    def paired_noise(self) -> Noise:
+        """Of a run whose seed's offset is taken off: what a gain is measured against."""
+        return paired(self.noise)
+
+    @property
+    def offsets(self) -> dict[int, float]:
+        """What each seed is known to add."""
+        return seed_offsets(self.sources)
+
+    @property
     def belief(self) -> Belief | None:
         """What the ledger says of the best; None before the baseline."""
         if not self.kept:
             return None
-        offsets, noise = seed_offsets(self.sources), paired(self.noise)
+        offsets, noise = self.offsets, self.paired_noise
         baseline, *later = [row for row in self.judged if row.number >= self.kept[0].number]
         history = [(without_seed(runs_of(row), offsets), row.status == "keep") for row in later]
         belief = replay(without_seed(runs_of(baseline), offsets), history, noise)
@@ -518,7 +531,7 @@ def unfinished(search: Search) -> Candidate | None:
     if number < 0 or any(row.number == number for row in search.rows):
         return None
     source = file_at(search.repo, experiment_ref(search.tag, number), "train.py")
-    stored = search.folder / f"{number:04d}" / "proposal.json"
+    stored = search.experiment_folder(number) / "proposal.json"
     if stored.exists():
         values = json.loads(stored.read_text())
         proposal = Proposal(values["description"], source, Usage(**values["usage"]))
@@ -541,7 +554,7 @@ def propose(search: Search) -> Proposal:
         history=search.results.read_text(),
         tried=[row.description for row in search.rows if row.parent == search.kept[-1].commit],
         note=search.note,
-        folder=search.folder / f"{next_number(search):04d}",
+        folder=search.experiment_folder(next_number(search)),
         deadline=min(search.deadline - run_seconds(search), time.time() + search.settings.proposal_timeout),
         command=search.command,
         should_stop=search.stop.is_set,
@@ -591,7 +604,7 @@ def next_candidate(search: Search) -> Candidate | None:
 
 def register(search: Search, number: int, proposal: Proposal) -> Candidate:
     """Give a proposal its commit and its ref: from here on it is not lost."""
-    folder = search.folder / f"{number:04d}"
+    folder = search.experiment_folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {"description": proposal.description, "usage": vars(proposal.usage)}
     (folder / "proposal.json").write_text(json.dumps(stored, indent=1))
@@ -606,9 +619,9 @@ def second_look(search: Search, number: int) -> Candidate | None:
     limit = search.settings.memory_limit_gb or math.inf
     last_keep = search.kept[-1].number
     near = [row for row in search.judged if row.number > last_keep and row.memory_gb <= limit]
-    offsets = seed_offsets(search.sources)
+    offsets = search.offsets
     runs = [without_seed(runs_of(row), offsets) for row in near]
-    chosen = reconsider(runs, search.belief, paired(search.noise), search.settings.keep)
+    chosen = reconsider(runs, search.belief, search.paired_noise, search.settings.keep)
     if not chosen:
         return None
     row = near[chosen[0]]
@@ -636,7 +649,7 @@ def proposal_failed(search: Search, failure: ProposalFailed) -> None:
 def run(search: Search, number: int, source: str, seed: int, title: str) -> RunResult:
     """Train a text once, showing what goes on."""
     best = f"best {search.best:.6f}" if search.kept else ""
-    folder = search.folder / f"{number:04d}"
+    folder = search.experiment_folder(number)
     (folder / audit.RECORD).unlink(missing_ok=True)  # of a run on another seed
     with search.console.status(Text(title)) as status:
         result = run_experiment(
@@ -725,9 +738,9 @@ def verdict_of(search: Search, candidate: Candidate, runs: Runs, result: RunResu
     """judge() with what this search knows."""
     best_source = file_at(search.repo, search.head, "train.py")
     return judge(
-        without_seed(runs, seed_offsets(search.sources)),
+        without_seed(runs, search.offsets),
         None if candidate.is_baseline else search.belief,
-        paired(search.noise),
+        search.paired_noise,
         search.settings.keep,
         memory_gb=result.memory_gb if result else 0.0,
         memory_limit_gb=search.settings.memory_limit_gb or math.inf,
@@ -763,7 +776,7 @@ def record(search: Search, candidate: Candidate, result: RunResult | None, verdi
     runs = read_runs(search.run_log, candidate.number, "judge")
     commit = commit_of(repo, ref)
     best_commit = search.kept[-1].commit if search.kept else commit[:7]
-    noise = paired(search.noise).sigma
+    noise = search.paired_noise.sigma
     if not candidate.is_baseline:
         message = result_message(search, candidate, result, verdict, runs)
         commit = commit_file(repo, search.head, "train.py", candidate.source, message)
@@ -806,7 +819,7 @@ def result_message(search: Search, candidate: Candidate, result: RunResult | Non
     values = result.summary if result else {}
     facts = "\n".join(f"{name}: {value:g}" for name, value in values.items() if name != "val_bpb")
     return (
-        f"{subject} (val_bpb {mean(runs):.6f}, {gain_text(verdict.gain, paired(search.noise).sigma)})\n\n"
+        f"{subject} (val_bpb {mean(runs):.6f}, {gain_text(verdict.gain, search.paired_noise.sigma)})\n\n"
         f"{verdict.status}: {verdict.reason}; best before {search.best:.6f}\nruns: {runs_text(runs)}\n{facts}"
     )
 

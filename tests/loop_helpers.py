@@ -110,16 +110,6 @@ def check_invariants(folder: Path) -> None:
     assert git(folder, "rev-parse", "--abbrev-ref", "HEAD") == "autoresearch/t"
 
 
-def alive(pid: int) -> bool:
-    """Is this a process that runs (no zombie)?"""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def processes_in(folder: Path) -> list[str]:
     """The processes that work in a folder (Linux), seen from outside any sandbox."""
     found = []
