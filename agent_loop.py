@@ -30,13 +30,11 @@ import sys
 import threading
 import time
 import traceback
-import typing
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import git
-import yaml
 from rich.console import Console
 from rich.text import Text
 
@@ -44,12 +42,10 @@ import audit
 import sandbox
 from judge import (
     Belief,
-    KeepRule,
     Noise,
     Runs,
     Verdict,
     after_best_run,
-    confirmed_best,
     fresh_seeds,
     judge,
     mean,
@@ -61,85 +57,15 @@ from judge import (
     seed_offsets,
     without_seed,
 )
-from proposers import PROPOSERS, CannotPropose, Context, Proposal, ProposalFailed, Usage, check_key
+from ledger import HEADER, Row, append_row, append_run, one_line, read_rows, read_runs, runs_of, runs_text
+from mutate import propose_mutation
+from proposers import CannotPropose, Context, Proposal, ProposalFailed, Usage, propose_by_command
+from report import draw_progress, gain_text, result_line, summary
+from researcher import check_key, propose_by_claude
 from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
+from settings import Settings, flat, parse_program
 
-# -----------------------------------------------------------------------------
-# Settings: the front matter of program.md
-
-
-@dataclass(frozen=True)
-class Prices:
-    input: float = 4.0
-    output: float = 20.0
-    cache_read: float = 0.2
-    cache_write: float = 8.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    model: str = "claude-opus-5-5"
-    effort: str = "high"
-    max_turns: int = 40
-    max_cost: float | None = None
-    prices: Prices = Prices()
-    proposal_timeout: float = 1800.0
-    kill_after: float | None = None
-    memory_limit_gb: float | None = None  # of the device, for a keep
-    memory_gb: float | None = None  # of the host, for a run
-    sandbox: str = "auto"
-    keep: KeepRule = field(default_factory=KeepRule)
-
-
-# What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
-# (seven degrees of freedom), benchmarks/cpu_noise.txt for the cpu scale.
-USUAL_NOISE = {"h100": Noise(0.00032, 2), "cpu": Noise(0.015, 2)}
-
-
-def read_settings(cls, values, where: str):
-    """A dataclass of settings from parsed YAML. Raises ValueError that names an unknown key or a wrong type."""
-    if values is None:
-        return cls()
-    if not isinstance(values, dict):
-        raise ValueError(f"{where or 'the front matter'} is not a list of `key: value` lines")
-    types = typing.get_type_hints(cls)
-    checked = {}
-    for key, value in values.items():
-        name = f"{where}{key}"
-        if key not in types:
-            raise ValueError(f"unknown key `{name}`; known are: {', '.join(types)}")
-        if dataclasses.is_dataclass(types[key]):
-            checked[key] = read_settings(types[key], value, f"{name}.")
-            continue
-        allowed = typing.get_args(types[key]) or (types[key],)
-        accepted = (*allowed, int) if float in allowed else allowed
-        if isinstance(value, bool) or not isinstance(value, accepted):
-            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
-            raise ValueError(f"`{name}: {value}` should be {expected}")
-        if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{name}: {value}` should be 0 or more")
-        checked[key] = value
-    return cls(**checked)
-
-
-def parse_program(text: str) -> tuple[Settings, str]:
-    """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid."""
-    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
-    if not match:
-        return Settings(), text
-    try:
-        values = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(values, dict) and isinstance(values.get("sandbox"), bool):  # on and off are booleans to YAML
-        values["sandbox"] = "on" if values["sandbox"] else "off"
-    settings = read_settings(Settings, values, "")
-    if settings.effort not in ("low", "medium", "high", "xhigh", "max"):
-        raise ValueError(f"`effort: {settings.effort}` should be low, medium, high, xhigh or max")
-    if problem := sandbox.mode_problem(settings.sandbox):
-        raise ValueError(problem)
-    return settings, text[match.end() :]
-
+PROPOSERS = {"anthropic": propose_by_claude, "command": propose_by_command, "mutate": propose_mutation}
 
 # -----------------------------------------------------------------------------
 # Git: commits are made as objects; the user's index and working tree are left alone
@@ -215,99 +141,11 @@ def experiment_ref(tag: str, number: int) -> str:
 
 
 # -----------------------------------------------------------------------------
-# Ledger: results.tsv
-
-
-@dataclass
-class Row:
-    """One experiment. The first five columns are those of the public recipe; val_bpb is 0 where there is none."""
-
-    commit: str
-    val_bpb: float  # the mean of its runs
-    memory_gb: float
-    status: str  # keep, discard, crash, timeout, invalid, interrupted
-    description: str
-    number: int
-    gain: float  # over the best it was tried on; nan where there is none
-    parent: str  # the commit of that best
-    seconds: float  # wall-clock of the run
-    tokens: int
-    cost: float  # US dollars
-    started: str
-    noise: float  # standard deviation of val_bpb from run to run, as known then
-    runs: str  # every run that was judged, seed:val_bpb
-
-    def line(self) -> str:
-        values = dataclasses.asdict(self) | {
-            "val_bpb": f"{self.val_bpb:.6f}",
-            "memory_gb": f"{self.memory_gb:.1f}",
-            "description": one_line(self.description)[:300],
-            "gain": f"{self.gain:+.6f}" if math.isfinite(self.gain) else "",
-            "seconds": f"{self.seconds:.1f}",
-            "cost": f"{self.cost:.4f}",
-            "noise": f"{self.noise:.6f}",
-        }
-        return "\t".join(str(value) for value in values.values()) + "\n"
-
-
-def one_line(text: str) -> str:
-    """No newline, tab or control character: safe in a table, a commit subject and a terminal."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())
-
-
-HEADER = "\t".join(name.name for name in dataclasses.fields(Row)) + "\n"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of results.tsv. A last line that a kill cut short is dropped; its experiment runs again."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    types = list(typing.get_type_hints(Row).values())
-    rows = []
-    for number, line in enumerate(whole.splitlines()[1:], 2):
-        cells = line.split("\t")
-        try:
-            cells = [(cell or "nan") if kind is float else cell for kind, cell in zip(types, cells, strict=True)]
-            rows.append(Row(*(kind(cell) for kind, cell in zip(types, cells, strict=True))))
-        except ValueError:
-            fail(f"{path.name}: line {number} is not a row of {len(types)} columns; restore it with git or delete it")
-    return rows
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Add a row in one write that is on disk when this returns."""
-    with open(path, "a") as file:
-        file.write(row.line())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def append_run(path: Path, number: int, purpose: str, seed: int, val_bpb: float, memory_gb: float) -> None:
-    """Add one finished run to runs.jsonl: what a kill in the middle of an experiment must not lose."""
-    with open(path, "a") as file:
-        record = {"number": number, "purpose": purpose, "seed": seed, "val_bpb": val_bpb, "memory_gb": memory_gb}
-        file.write(json.dumps(record) + "\n")
-
-
-def read_runs(path: Path, number: int, purpose: str) -> Runs:
-    """The finished runs of an experiment that were made to `judge` or to `confirm` it."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    runs = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last line
-    return {run["seed"]: run["val_bpb"] for run in runs if (run["number"], run["purpose"]) == (number, purpose)}
-
-
-def runs_text(runs: Runs) -> str:
-    return " ".join(f"{seed}:{val_bpb:.6f}" for seed, val_bpb in runs.items())
-
-
-def runs_of(row: Row) -> Runs:
-    return {int(seed): float(val_bpb) for seed, val_bpb in (run.split(":") for run in row.runs.split())}
-
-
-# -----------------------------------------------------------------------------
 # The search and its state on disk
+
+# What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
+# (seven degrees of freedom), benchmarks/cpu_noise.txt for the cpu scale.
+USUAL_NOISE = {"h100": Noise(0.00032, 2), "cpu": Noise(0.015, 2)}
 
 
 @dataclass
@@ -325,7 +163,7 @@ class Search:
     deadline: float  # time.time() at which everything has to be over
     console: Console
     stop: threading.Event = field(default_factory=threading.Event)
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     instructions: str = ""
     rows: list[Row] = field(default_factory=list)
     note: str = ""  # for the next proposal: how the last one failed
@@ -483,13 +321,6 @@ def commit_results(repo: git.Git, branch: str, message: str) -> None:
         run_git(repo, "add", "results.tsv")
 
 
-def flat(settings) -> dict[str, object]:
-    """Settings by their dotted names."""
-    parts = dataclasses.asdict(settings).items()
-    nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}
-    return {name: value for name, value in parts if not isinstance(value, dict)} | nested
-
-
 def reload_program(search: Search) -> None:
     """Read program.md again. A change is said; a broken file keeps the last good settings and says so."""
     try:
@@ -534,7 +365,7 @@ def unfinished(search: Search) -> Candidate | None:
     stored = search.experiment_folder(number) / "proposal.json"
     if stored.exists():
         values = json.loads(stored.read_text())
-        proposal = Proposal(values["description"], source, Usage(**values["usage"]))
+        proposal = Proposal(values["description"], source, usage=Usage(**values["usage"]))
     else:
         subject = run_git(search.repo, "log", "-1", "--format=%s", experiment_ref(search.tag, number))
         proposal = Proposal("baseline" if not search.kept else re.sub(r"^\d+: ", "", subject), source)
@@ -551,8 +382,7 @@ def propose(search: Search) -> Proposal:
         settings=search.settings,
         instructions=search.instructions,
         best_source=file_at(search.repo, search.head, "train.py"),
-        history=search.results.read_text(),
-        tried=[row.description for row in search.rows if row.parent == search.kept[-1].commit],
+        rows=search.rows,
         note=search.note,
         folder=search.experiment_folder(next_number(search)),
         deadline=min(search.deadline - run_seconds(search), time.time() + search.settings.proposal_timeout),
@@ -824,19 +654,6 @@ def result_message(search: Search, candidate: Candidate, result: RunResult | Non
     )
 
 
-def gain_text(gain: float, noise: float) -> str:
-    """A gain and how many times the noise of one run it is."""
-    return f"{gain:+.6f}, {gain / noise:+.1f} x noise"
-
-
-def result_line(row: Row, reason: str = "") -> str:
-    """One experiment on one line of the screen."""
-    number = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
-    gain = f"{row.gain:+.6f} ({row.gain / row.noise:+5.1f} x noise)" if math.isfinite(row.gain) else " " * 26
-    why = f"  ({reason})" if reason and row.status not in ("keep", "discard") else ""
-    return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{why}"
-
-
 # -----------------------------------------------------------------------------
 # The loop
 
@@ -885,88 +702,6 @@ def loop(search: Search) -> str:
             search.blocked = f"the baseline does not train; see {search.folder}/{candidate.number:04d}/run.log"
         candidate = None
     return reason
-
-
-# -----------------------------------------------------------------------------
-# What a person sees
-
-
-def draw_progress(rows: list[Row], path: Path) -> None:
-    """The best val_bpb so far as a line, every experiment as a dot; written whole or not at all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    measured = [row for row in rows if row.val_bpb]
-    kept = [row for row in measured if row.status == "keep"]
-    if not kept:
-        return
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    others = [row for row in measured if row.status != "keep"]
-    axes.scatter([row.number for row in others], [row.val_bpb for row in others], s=14, c="0.7", label="discarded")
-    last = max(row.number for row in rows)
-    steps = [*((row.number, row.val_bpb) for row in kept), (last, kept[-1].val_bpb)]
-    axes.step(*zip(*steps, strict=True), where="post", c="tab:green")
-    axes.scatter([row.number for row in kept], [row.val_bpb for row in kept], s=28, c="tab:green", label="kept")
-    for row in kept:
-        text = one_line(row.description)[:40].encode("ascii", "replace").decode()  # no font has every glyph
-        place = {"xytext": (4, 5), "textcoords": "offset points", "fontsize": 7, "rotation": 20}
-        axes.annotate(text, (row.number, row.val_bpb), **place, parse_math=False)
-    span = kept[0].val_bpb - kept[-1].val_bpb or 0.01 * kept[0].val_bpb
-    lowest = min(row.val_bpb for row in measured)
-    axes.set_ylim(lowest - 0.3 * span, kept[0].val_bpb + span)  # far worse ones would flatten the curve
-    axes.set(
-        xlabel="experiment",
-        ylabel="val_bpb (lower is better)",
-        title=f"{len(rows) - 1} experiments, {len(kept) - 1} kept",
-    )
-    axes.legend(loc="upper right")
-    figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
-    plt.close(figure)
-    path.with_suffix(".tmp").replace(path)
-
-
-def best_lines(search: Search) -> list[str]:
-    """The best as it was seen, and as fresh seeds confirm it; the baseline; the noise."""
-    baseline, best, noise = search.kept[0], search.kept[-1], search.noise
-    after = len([row for row in search.rows if row.number > baseline.number])
-    confirmed = confirmed_best(search.confirming, {}, noise)
-    gain = baseline.val_bpb - best.val_bpb
-    lines = [
-        f"baseline        {baseline.val_bpb:.6f}  ({len(runs_of(baseline))} runs)",
-        f"best seen       {best.val_bpb:.6f}  (experiment {best.number}; gain {gain_text(gain, noise.sigma)})",
-    ]
-    if confirmed:
-        gain = baseline.val_bpb - confirmed.val_bpb
-        lines += [
-            f"best confirmed  {confirmed.val_bpb:.6f}  (+- {confirmed.standard_error:.6f}, {confirmed.runs} fresh "
-            f"seeds; gain {gain:+.6f}, {100 * gain / baseline.val_bpb:.2f} % of the baseline)"
-        ]
-    return [
-        *lines,
-        f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",
-        f"kept            {len(search.kept) - 1} of {after} experiments",
-    ]
-
-
-def summary(search: Search, reason: str) -> str:
-    """What the morning's reader wants first."""
-    lines = ["", f"{search.branch}: {reason}."]
-    if search.kept:
-        lines += best_lines(search)
-    if cost := sum(row.cost for row in search.rows) + search.unbooked.cost:
-        lines += [f"spent           ${cost:.2f} on {sum(row.tokens for row in search.rows):,} tokens"]
-    number = search.kept[-1].number if search.kept else 0
-    lines += [
-        "",
-        "look further:",
-        f"  git log --oneline {search.branch}",
-        f"  git show {experiment_ref(search.tag, number)}      # any experiment by its number, kept or not",
-        "  column -ts $'\\t' results.tsv | less -S",
-        f"  runs/{search.tag}/loop.log, runs/{search.tag}/{number:04d}/run.log, progress.png",
-    ]
-    return "\n".join(lines)
 
 
 # -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A repository to search in, as a user has one, and short train.py texts that end in every way a training can."""
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -8,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import agent_loop
+from ledger import HEADER, Row, read_rows
+from proposers import Context
+from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [path.name for path in ROOT.glob("*.py") if path.name != "train.py"] + ["program.md", ".gitignore"]
@@ -34,7 +37,7 @@ def make_repository(folder: Path, train: str = STUB) -> Path:
     folder.mkdir(parents=True)
     for name in FILES:
         (folder / name).write_text((ROOT / name).read_text())
-    (folder / "results.tsv").write_text(agent_loop.HEADER)
+    (folder / "results.tsv").write_text(HEADER)
     (folder / "train.py").write_text(train)
     git(folder, "init", "-q", "-b", "main")
     git(folder, "config", "user.email", "test@localhost")
@@ -91,8 +94,8 @@ def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Complet
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
-def rows_of(folder: Path) -> list[agent_loop.Row]:
-    return agent_loop.read_rows(folder / "results.tsv")
+def rows_of(folder: Path) -> list[Row]:
+    return read_rows(folder / "results.tsv")
 
 
 def check_invariants(folder: Path) -> None:
@@ -118,3 +121,41 @@ def processes_in(folder: Path) -> list[str]:
             if os.readlink(link) == str(folder):
                 found.append(link.parent.name)
     return found
+
+
+def make_context(folder: Path, **changes) -> Context:
+    """What a proposer is told after a baseline and nothing else."""
+    values = {
+        "number": 1,
+        "seed": 42,
+        "scale": "cpu",
+        "settings": Settings(),
+        "instructions": "Make it better.",
+        "best_source": STUB,
+        "rows": [make_row()],
+        "noise": 0.01,
+        "folder": folder / "0001",
+        "notebook": folder / "notebook.md",
+    }
+    return Context(**(values | changes))
+
+
+def make_row(**changes) -> Row:
+    """The row of a baseline, or of what `changes` makes of it."""
+    values = {
+        "commit": "abc1234",
+        "val_bpb": 2.0,
+        "memory_gb": 0.5,
+        "status": "keep",
+        "description": "baseline",
+        "number": 0,
+        "gain": math.nan,
+        "parent": "abc1234",
+        "seconds": 20.0,
+        "tokens": 0,
+        "cost": 0.0,
+        "started": "2026-11-23T00:00:00",
+        "noise": 0.01,
+        "runs": "42:2.000000",
+    }
+    return Row(**(values | changes))

@@ -14,6 +14,7 @@ from loop_helpers import (
     check_invariants,
     git,
     make_repository,
+    make_row,
     press_ctrl_c,
     processes_in,
     proposer_script,
@@ -23,8 +24,8 @@ from loop_helpers import (
     start_loop,
 )
 
-import agent_loop
-from agent_loop import Settings, parse_program
+from ledger import HEADER, append_row, read_rows
+from settings import Settings, parse_program
 
 
 @pytest.fixture
@@ -378,10 +379,12 @@ def test_settings_take_what_is_valid():
 
 
 def test_a_row_survives_the_table(tmp_path):
-    row = agent_loop.Row(
-        "abc1234", 1.25, 0.5, "keep", "x", 3, math.nan, "def", 1.5, 10, 0.25, "2026-11-23T00:00:00", 0.5, "42:1.25"
+    row = make_row(
+        val_bpb=1.25, number=3, reason="probability 0.91", category="schedule", hypothesis="it\tcools", repairs=1
     )
-    (tmp_path / "results.tsv").write_text(agent_loop.HEADER)
-    agent_loop.append_row(tmp_path / "results.tsv", row)
-    (back,) = agent_loop.read_rows(tmp_path / "results.tsv")
-    assert dataclasses.replace(back, gain=0) == dataclasses.replace(row, gain=0) and math.isnan(back.gain)
+    (tmp_path / "results.tsv").write_text(HEADER)
+    append_row(tmp_path / "results.tsv", row)
+    (back,) = read_rows(tmp_path / "results.tsv")
+    assert math.isnan(back.gain) and math.isnan(back.expected) and back.hypothesis == "it cools"
+    same = {"gain": 0, "expected": 0, "hypothesis": ""}
+    assert dataclasses.replace(back, **same) == dataclasses.replace(row, **same)
