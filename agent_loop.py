@@ -3,40 +3,53 @@ The loop: propose an edit of train.py, train it, judge the number, let git keep 
 
     python agent_loop.py --demo                       # no GPU, no key, no download: about five minutes
     python agent_loop.py --hours 48                   # the real thing; needs ANTHROPIC_API_KEY and prepared data
+    python agent_loop.py --hours 48 --gpus all        # one experiment per GPU at a time; or --gpus 0,1,3
+    python agent_loop.py --hours 48 --ray auto        # one per GPU of a Ray cluster
     python agent_loop.py --hours 8 --proposer mutate  # no LLM: random changes of constants, the baseline to beat
     python agent_loop.py --hours 8 --proposer command --command 'claude -p "improve train.py as program.md says"'
 
 The same command again goes on where the last one stopped, however it stopped. Steer by editing program.md at any time.
 
+One engine for every size: a queue of proposals and N slots. The proposer writes ahead while the slots train. Threads
+only wait for a training or for the proposer; all decisions are made one after the other, in the order of the journal.
+
 What is written, and in which order, so that a kill at any point loses nothing:
-  1. the candidate as a commit object, parent = the best so far, and refs/autoresearch/<tag>/NNNN on it
-  2. the run, in runs/<tag>/NNNN/
-  3. the same commit with the result in its message, and the ref on that
-  4. a row in results.tsv: from here on the experiment counts
-  5. for a keep: the branch autoresearch/<tag> moves to the commit, train.py follows
-A ref without a row is trained again; a kept row that the branch does not have yet is caught up with.
+  1. a proposal, in runs/<tag>/proposals/NNNN/, where it waits for a slot
+  2. the experiment as a commit object, parent = the best so far, and refs/autoresearch/<tag>/NNNN on it
+  3. each run that ended, as a line of runs/<tag>/journal.jsonl: the verdict follows from these alone
+  4. the commit again, with the whole row in its message, and the ref on that: from here on the experiment counts
+  5. the row in results.tsv
+  6. for a keep: the branch autoresearch/<tag> moves to the commit, train.py follows
+What a kill left out is caught up with from what was written before it: a row from its commit, a verdict from the
+journal; a commit without a verdict trains again, a proposal without a commit waits on.
 """
 
 import argparse
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
+import queue
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import git
 from rich.console import Console
-from rich.text import Text
+from rich.live import Live
 
 import audit
 import sandbox
@@ -46,6 +59,7 @@ from judge import (
     Runs,
     Verdict,
     after_best_run,
+    after_candidate,
     fresh_seeds,
     judge,
     mean,
@@ -53,99 +67,112 @@ from judge import (
     plausible,
     pooled_noise,
     reconsider,
-    replay,
     seed_offsets,
+    start,
     without_seed,
 )
-from ledger import HEADER, Row, append_row, append_run, one_line, read_rows, read_runs, runs_of, runs_text
+from ledger import (
+    Row,
+    append_event,
+    append_line,
+    one_line,
+    read_journal,
+    read_rows,
+    replace_file,
+    row_message,
+    row_of_message,
+    runs_of,
+    runs_text,
+    write_rows,
+)
 from mutate import propose_mutation
-from proposers import CannotPropose, Context, Proposal, ProposalFailed, Usage, propose_by_command
-from report import draw_progress, gain_text, result_line, summary
+from proposers import (
+    CannotPropose,
+    Context,
+    Crash,
+    Proposal,
+    ProposalFailed,
+    Refused,
+    Training,
+    Usage,
+    edit_problem,
+    propose_by_command,
+)
+from report import draw_progress, gain_text, live_view, result_line, summary
+from repository import (
+    STOP_SIGNALS,
+    changed,
+    clear_stale_locks,
+    commit_file,
+    commit_of,
+    current_branch,
+    experiment_ref,
+    experiment_refs,
+    file_at,
+    merge_texts,
+    open_repository,
+    repair_ref,
+    run_git,
+)
 from researcher import check_key, propose_by_claude
 from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
 from settings import Settings, flat, parse_program
 
 PROPOSERS = {"anthropic": propose_by_claude, "command": propose_by_command, "mutate": propose_mutation}
-
-# -----------------------------------------------------------------------------
-# Git: commits are made as objects; the user's index and working tree are left alone
-
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-
-
-@contextmanager
-def signals_held():
-    """Ctrl-C reaches every process of the terminal: git, started with these signals blocked, finishes what it does."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def run_git(repo: git.Git, *arguments: str, strip: bool = True, check: bool = True, env: dict | None = None) -> str:
-    """The output of a git command. Raises git.GitCommandError, or with check=False gives what there is, maybe ""."""
-    with signals_held():
-        options = {"strip_newline_in_stdout": strip, "with_exceptions": check, "env": env}
-        return repo.execute(["git", *arguments], **options)
-
-
-def open_repository() -> git.Git:
-    """The git repository of this folder, able to commit even where no user.name is set."""
-    repo = git.Git(ROOT)
-    if not run_git(repo, "rev-parse", "-q", "--verify", "HEAD", check=False):
-        fail(f"{ROOT} is not a git repository with a commit; run: git init && git add -A && git commit -m start")
-    if not run_git(repo, "config", "user.email", check=False):
-        names = {"NAME": "autoresearch", "EMAIL": "autoresearch@localhost"}
-        env = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
-        repo.update_environment(**env)
-    return repo
-
-
-def current_branch(repo: git.Git) -> str:
-    """The branch that is checked out, "" for a detached HEAD."""
-    return run_git(repo, "symbolic-ref", "-q", "--short", "HEAD", check=False)
-
-
-def commit_of(repo: git.Git, revision: str) -> str:
-    """The full hash of a commit, "" if there is none."""
-    return run_git(repo, "rev-parse", "-q", "--verify", revision + "^{commit}", check=False)
-
-
-def changed(repo: git.Git, name: str) -> bool:
-    """Whether a file differs from the checked-out commit, or is not in it."""
-    return bool(run_git(repo, "status", "--porcelain", "--", name))
-
-
-def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str) -> str:
-    """A commit object: the tree of `parent` with `text` as its file `name`. Nothing else changes. Returns its hash."""
-    folder = Path(run_git(repo, "rev-parse", "--absolute-git-dir"))
-    scratch, env = folder / "autoresearch.blob", {"GIT_INDEX_FILE": str(folder / "autoresearch.index")}
-    scratch.write_text(text)
-    blob = run_git(repo, "hash-object", "-w", "--no-filters", "--", str(scratch))
-    run_git(repo, "read-tree", parent, env=env)
-    run_git(repo, "update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", env=env)
-    return run_git(repo, "commit-tree", run_git(repo, "write-tree", env=env), "-p", parent, "-m", message)
-
-
-def file_at(repo: git.Git, commit: str, name: str) -> str:
-    """The text of a file in a commit, "" if it is not there."""
-    return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
-
-
-SECOND_LOOK = re.compile(r"second look at (\d{4}): ")  # what the description of such an experiment begins with
-
-
-def experiment_ref(tag: str, number: int) -> str:
-    return f"refs/autoresearch/{tag}/{number:04d}"
-
-
-# -----------------------------------------------------------------------------
-# The search and its state on disk
-
 # What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
 # (seven degrees of freedom), benchmarks/cpu_noise.txt for the cpu scale.
 USUAL_NOISE = {"h100": Noise(0.00032, 2), "cpu": Noise(0.015, 2)}
+FREE_BYTES = 64 * 2**20  # of disk that must be left before anything is begun
+DRAW_EVERY = 30.0  # seconds between two drawings of progress.png
+LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
+POLL = 0.2  # seconds between two looks at whether the user wants to stop
+
+# -----------------------------------------------------------------------------
+# The search and its state
+
+
+@dataclass
+class Candidate:
+    """An experiment that has its number and its commit, and no verdict yet."""
+
+    number: int
+    proposal: Proposal
+    base: str  # the commit of the best that its edit was made for, as in the rows
+    repairs: int = 0
+    started: float = field(default_factory=time.time)
+
+    @property
+    def title(self) -> str:
+        return f"{self.number:4d}  {one_line(self.proposal.description)[:60]}"
+
+
+@dataclass
+class Task:
+    """One run that is to be made: to `judge` an experiment, or to `confirm` the best."""
+
+    candidate: Candidate
+    seed: int
+    purpose: str = "judge"
+
+
+@dataclass
+class Slot:
+    """A place for one run at a time."""
+
+    name: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    task: Task | None = None
+    thread: threading.Thread | None = None
+    line: str = ""  # the progress of its run
+
+
+@dataclass
+class Waiting:
+    """A proposal that has no slot yet."""
+
+    proposal: Proposal
+    base: str  # the commit of the best that it was made for
+    folder: Path
 
 
 @dataclass
@@ -162,15 +189,32 @@ class Search:
     experiments: int | None
     deadline: float  # time.time() at which everything has to be over
     console: Console
+    slots: list[Slot]
+    train: Callable[..., RunResult] = run_experiment
     stop: threading.Event = field(default_factory=threading.Event)
+    events: queue.Queue = field(default_factory=queue.Queue)  # functions to call: what a thread has come back with
     settings: Settings = field(default_factory=Settings)
     instructions: str = ""
-    rows: list[Row] = field(default_factory=list)
-    note: str = ""  # for the next proposal: how the last one failed
-    unbooked: Usage = field(default_factory=Usage)  # of failed proposals; booked on the next experiment
-    failures: int = 0  # proposals failed in a row
-    blocked: str = ""  # what only a person can mend
+    program_stamp: float = 0.0  # when program.md was last written
     measure: dict = field(default_factory=dict)  # load_measure()
+    rows: list[Row] = field(default_factory=list)
+    journal: list[dict] = field(default_factory=list)
+    runs: dict[int, list[dict]] = field(default_factory=dict)  # the journal's runs, by experiment
+    known: tuple = ()  # knowledge(), and what it was made from
+    next_number: int = 0
+    waiting: deque[Waiting] = field(default_factory=deque)
+    candidates: dict[int, Candidate] = field(default_factory=dict)  # without a verdict, by number
+    tasks: deque[Task] = field(default_factory=deque)  # runs that wait for a slot
+    crashed: deque[Candidate] = field(default_factory=deque)  # to be repaired by the proposer
+    asking: Context | None = None  # the proposer is at work on this
+    ask_after: float = 0.0  # time.time() before which it is left alone
+    note: str = ""  # for the next proposal: how the last one failed
+    failures: int = 0  # proposals failed in a row
+    refusals: int = 0  # of these, declined by the model, in a row
+    blocked: str = ""  # what only a person can mend
+    complaint: str = ""  # why nothing can be written at present
+    lock: object = None  # the open file that tells other loops of this one
+    drawn: tuple = (0, 0.0)  # rows on progress.png, and when it was drawn
 
     @property
     def branch(self) -> str:
@@ -202,58 +246,34 @@ class Search:
         return self.kept[-1].val_bpb if self.kept else math.inf
 
     @property
-    def run_log(self) -> Path:
-        return self.folder / "runs.jsonl"
+    def spent(self) -> float:
+        """US dollars so far: on what was proposed, and on proposals that failed."""
+        pending = [waiting.proposal for waiting in self.waiting] + [each.proposal for each in self.candidates.values()]
+        failed = sum(event["cost"] for event in self.journal if event["event"] == "failed")
+        return sum(row.cost for row in self.rows) + sum(proposal.usage.cost for proposal in pending) + failed
 
     @property
-    def confirming(self) -> Runs:
-        """The best's runs on fresh seeds."""
-        return read_runs(self.run_log, self.kept[-1].number, "confirm") if self.kept else {}
-
-    @property
-    def judged(self) -> list[Row]:
-        """The experiments that have a number, each change once: where it was judged last."""
-        rows = [row for row in self.rows if row.status in ("keep", "discard")]
-        replaced = {int(match[1]) for row in rows if (match := SECOND_LOOK.match(row.description))}
-        return [row for row in rows if row.number not in replaced]
-
-    @property
-    def sources(self) -> list[Runs]:
-        """The runs of each, with the best's on fresh seeds."""
-        best = self.kept[-1].number if self.kept else None
-        return [runs_of(row) | (self.confirming if row.number == best else {}) for row in self.judged]
-
-    @property
-    def noise(self) -> Noise:
-        """Of a run on any seed."""
-        return pooled_noise(self.sources, USUAL_NOISE[self.scale])
-
-    @property
-    def paired_noise(self) -> Noise:
-        """Of a run whose seed's offset is taken off: what a gain is measured against."""
-        return paired(self.noise)
-
-    @property
-    def offsets(self) -> dict[int, float]:
-        """What each seed is known to add."""
-        return seed_offsets(self.sources)
-
-    @property
-    def belief(self) -> Belief | None:
-        """What the ledger says of the best; None before the baseline."""
-        if not self.kept:
-            return None
-        offsets, noise = self.offsets, self.paired_noise
-        baseline, *later = [row for row in self.judged if row.number >= self.kept[0].number]
-        history = [(without_seed(runs_of(row), offsets), row.status == "keep") for row in later]
-        belief = replay(without_seed(runs_of(baseline), offsets), history, noise)
-        for seed, val_bpb in without_seed(self.confirming, offsets).items():
-            belief = after_best_run(belief, seed, val_bpb, noise)
-        return belief
+    def tokens(self) -> int:
+        """Tokens that the experiments' proposals took, and those that failed."""
+        failed = sum(event["tokens"] for event in self.journal if event["event"] == "failed")
+        return sum(row.tokens for row in self.rows) + failed
 
     @property
     def kill_after(self) -> float:
         return self.settings.kill_after or max(2 * self.time_budget, self.time_budget + 60)
+
+    def source_of(self, number: int) -> str:
+        return file_at(self.repo, experiment_ref(self.tag, number), "train.py")
+
+    def note_event(self, event: str, **values) -> None:
+        """Add to the journal."""
+        self.remember([append_event(self.folder / "journal.jsonl", event, **values)])
+
+    def remember(self, events: list[dict]) -> None:
+        self.journal += events
+        for event in events:
+            if event["event"] == "run":
+                self.runs.setdefault(event["number"], []).append(event)
 
     def say(self, text: str) -> None:
         """Show a line and add it to the log."""
@@ -261,12 +281,17 @@ class Search:
         self.log(text)
 
     def log(self, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "loop.log", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
+# -----------------------------------------------------------------------------
+# Coming back: branch, train.py, ledger and queue as the last session left them
+
+
 def enter_branch(search: Search) -> None:
-    """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring branch, train.py and ledger together."""
+    """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring everything on disk together."""
     repo, branch = search.repo, search.branch
     rescue_results(search)
     fresh = not search.head
@@ -275,14 +300,14 @@ def enter_branch(search: Search) -> None:
     except git.GitCommandError as error:
         fail(f"git cannot switch to {branch}: {' '.join(error.stderr.split())}")
     search.folder.mkdir(parents=True, exist_ok=True)
-    if fresh or not search.results.exists():
-        search.results.write_text(HEADER)
-    search.rows = read_rows(search.results)
+    search.remember(read_journal(search.folder / "journal.jsonl"))
+    restore_rows(search, fresh)
     if search.kept:
         ref = experiment_ref(search.tag, search.kept[-1].number)
         if commit_of(repo, f"{ref}^") == search.head:  # killed between row and branch
             run_git(repo, "update-ref", f"refs/heads/{branch}", ref)
     restore_train(search)
+    restore_queue(search)
 
 
 def rescue_results(search: Search) -> None:
@@ -290,6 +315,31 @@ def rescue_results(search: Search) -> None:
     branch = current_branch(search.repo)
     if branch.startswith("autoresearch/") and branch != search.branch:
         commit_results(search.repo, branch, f"Results of {branch}")
+
+
+def restore_rows(search: Search, fresh: bool) -> None:
+    """The rows of results.tsv, and from their commits those that are missing or damaged there."""
+    rows, broken = ([], []) if fresh else read_rows(search.results)
+    present, refs = {row.number for row in rows}, experiment_refs(search.repo, search.tag)
+    messages = {number: message_of(search, number) for number in refs if number not in present}
+    lost = [row for number, text in messages.items() if (row := row_of_message(*text))]
+    if lost:
+        search.say(f"results.tsv: {len(lost)} rows were missing and are back from their commits")
+        when = {number: index for index, number in enumerate(experiment_refs(search.repo, search.tag, "committerdate"))}
+        rows = sorted([*rows, *lost], key=lambda row: when.get(row.number, row.number))
+    if broken:
+        search.say(f"results.tsv: {len(broken)} lines were no rows and are gone: {one_line(broken[0])[:80]}")
+    if fresh or lost or broken or not search.results.exists():
+        write_rows(search.results, rows)
+    search.rows = rows
+    search.next_number = max([row.number for row in rows] + refs, default=-1) + 1
+
+
+def message_of(search: Search, number: int) -> tuple[str, str]:
+    """(commit, message) of an experiment."""
+    text = run_git(search.repo, "log", "-1", "--format=%H%n%B", experiment_ref(search.tag, number))
+    commit, _, message = text.partition("\n")
+    return commit, message
 
 
 def restore_train(search: Search) -> None:
@@ -302,10 +352,54 @@ def restore_train(search: Search) -> None:
     follow_best(search, on_disk)
 
 
+def restore_queue(search: Search) -> None:
+    """Experiments without a row run on, proposals without a number wait on."""
+    decided = {row.number for row in search.rows}
+    for number in experiment_refs(search.repo, search.tag):
+        if number not in decided:
+            search.candidates[number] = restore_candidate(search, number)
+    begun = search.experiment_folder(search.next_number) / "proposal.json"  # killed before it got its commit
+    for path in [*([begun] if begun.exists() else []), *sorted((search.folder / "proposals").glob("*/proposal.json"))]:
+        values = json.loads(path.read_text())
+        waiting = Waiting(stored_proposal(values, (path.parent / "train.py").read_text()), values["base"], path.parent)
+        search.waiting.append(waiting)
+
+
+def restore_candidate(search: Search, number: int) -> Candidate:
+    """An experiment from its commit and, where it is still there, its folder."""
+    commit, message = message_of(search, number)
+    path, source = search.experiment_folder(number) / "proposal.json", search.source_of(number)
+    search.say(f"{number:4d}  was left without a verdict and goes on")
+    if path.exists():
+        values = json.loads(path.read_text())
+        return Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
+    subject = re.sub(r"^\d+: ", "", message.partition("\n")[0])
+    parent = commit_of(search.repo, f"{commit}^")[:7]
+    bases = [row.commit for row in search.kept]
+    return Candidate(number, Proposal(subject, source), parent if parent in bases or not bases else bases[-1])
+
+
+def stored_proposal(values: dict, source: str) -> Proposal:
+    names = ("description", "hypothesis", "expected", "category")
+    return Proposal(source=source, usage=Usage(**values["usage"]), **{name: values[name] for name in names})
+
+
+def store_proposal(folder: Path, proposal: Proposal, base: str, repairs: int = 0) -> None:
+    """proposal.json and train.py in a folder; the former last, as it makes the proposal count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(proposal.source)
+    values = dataclasses.asdict(proposal) | {"base": base, "repairs": repairs}
+    del values["source"]
+    replace_file(folder / "proposal.json", json.dumps(values, indent=1))
+
+
 def follow_best(search: Search, before: str) -> None:
     """train.py becomes the branch's, unless someone edited it meanwhile: a user's edit is never overwritten."""
     if current_branch(search.repo) != search.branch or (ROOT / "train.py").read_text() != before:
-        search.say(f"train.py was changed by hand and is left alone; the best is: git show {search.branch}:train.py")
+        search.say(
+            f"train.py was changed by hand and is left alone; the best is: git show {search.branch}:train.py; "
+            "to have your edit measured, undo it here (git stash) and begin a search from it with another --tag"
+        )
         return
     run_git(search.repo, "checkout", "HEAD", "--", "train.py")
 
@@ -315,16 +409,20 @@ def commit_results(repo: git.Git, branch: str, message: str) -> None:
     head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
     if file_at(repo, head, "results.tsv") == text:
         return
-    commit = commit_file(repo, head, "results.tsv", text, message)
-    run_git(repo, "update-ref", f"refs/heads/{branch}", commit)
+    commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
     if current_branch(repo) == branch:
         run_git(repo, "add", "results.tsv")
 
 
 def reload_program(search: Search) -> None:
-    """Read program.md again. A change is said; a broken file keeps the last good settings and says so."""
+    """Read program.md again if it was written. A change is said; a broken file keeps the last good settings."""
+    path = ROOT / "program.md"
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    if stamp == search.program_stamp:
+        return
+    search.program_stamp = stamp
     try:
-        settings, instructions = parse_program((ROOT / "program.md").read_text())
+        settings, instructions = parse_program(path.read_text())
     except (ValueError, OSError) as error:
         search.say(f"program.md is not valid ({error}); going on with the last good one")
         return
@@ -338,162 +436,475 @@ def reload_program(search: Search) -> None:
 
 
 # -----------------------------------------------------------------------------
-# One experiment
+# What is known: from the ledger alone
+
+SECOND_LOOK = re.compile(r"second look at (\d{4}): ")  # what the description of such an experiment begins with
+ON_TOP = re.compile(r"(\d{4}) on top of \d{4}: ")
 
 
-@dataclass
-class Candidate:
-    """An experiment with its commit and ref, ready to run."""
+@dataclass(frozen=True)
+class Knowledge:
+    """What all runs so far say together."""
 
-    number: int
-    source: str
-    proposal: Proposal
-    is_baseline: bool = False
-
-
-def next_number(search: Search) -> int:
-    refs = run_git(search.repo, "for-each-ref", "--format=%(refname)", f"refs/autoresearch/{search.tag}/").split()
-    return max([row.number for row in search.rows] + [int(ref.rpartition("/")[2]) for ref in refs], default=-1) + 1
+    noise: Noise  # of a run on any seed
+    paired_noise: Noise  # of a run whose seed's offset is taken off: what a gain is measured against
+    offsets: dict[int, float]  # what each seed is known to add
+    beliefs: dict[str, Belief]  # of every best that there was, by its commit; {} before the baseline
 
 
-def unfinished(search: Search) -> Candidate | None:
-    """The experiment that has a ref but no row: a kill came in between, and it runs again."""
-    number = next_number(search) - 1
-    if number < 0 or any(row.number == number for row in search.rows):
-        return None
-    source = file_at(search.repo, experiment_ref(search.tag, number), "train.py")
-    stored = search.experiment_folder(number) / "proposal.json"
-    if stored.exists():
-        values = json.loads(stored.read_text())
-        proposal = Proposal(values["description"], source, usage=Usage(**values["usage"]))
-    else:
-        subject = run_git(search.repo, "log", "-1", "--format=%s", experiment_ref(search.tag, number))
-        proposal = Proposal("baseline" if not search.kept else re.sub(r"^\d+: ", "", subject), source)
-    search.say(f"{number:4d}  was left without a result and runs now")
-    return Candidate(number, source, proposal, is_baseline=not search.kept)
+def judged(search: Search) -> list[Row]:
+    """The experiments that have a number, each change once: where it was judged last."""
+    rows = [row for row in search.rows if row.status in ("keep", "discard") and row.runs]
+    replaced = {int(match[1]) for row in rows if (match := SECOND_LOOK.match(row.description))}
+    return [row for row in rows if row.number not in replaced]
 
 
-def propose(search: Search) -> Proposal:
-    """Ask the proposer, in a thread that is left behind if the user wants to stop."""
-    context = Context(
-        number=next_number(search),
+def confirming(search: Search) -> Runs:
+    """The best's runs on fresh seeds."""
+    return good_runs(search, search.kept[-1].number, "confirm") if search.kept else {}
+
+
+def knowledge(search: Search) -> Knowledge:
+    """Made anew only when there is something new."""
+    fresh = confirming(search)
+    key = (len(search.rows), len(fresh))
+    if not search.known or search.known[0] != key:
+        rows = judged(search)
+        best = search.kept[-1].number if search.kept else None
+        sources = [runs_of(row) | (fresh if row.number == best else {}) for row in rows]
+        noise, offsets = pooled_noise(sources, USUAL_NOISE[search.scale]), seed_offsets(sources)
+        beliefs = replay(rows, fresh, offsets, paired(noise))
+        search.known = (key, Knowledge(noise, paired(noise), offsets, beliefs))
+    return search.known[1]
+
+
+def replay(rows: list[Row], fresh: Runs, offsets: dict[int, float], noise: Noise) -> dict[str, Belief]:
+    """The belief in every best after all that was tried on it, in the order of decision. `fresh`: of the last best."""
+    beliefs: dict[str, Belief] = {}
+    for row in rows:
+        runs = without_seed(runs_of(row), offsets)
+        if not beliefs:
+            beliefs[row.commit] = newest = start(runs, noise)
+            continue
+        before = dataclasses.replace(beliefs.get(row.parent, newest), usual=newest.usual)  # what is usual is shared
+        newest = after_candidate(before, runs, row.status == "keep", noise)
+        beliefs[row.commit if row.status == "keep" else row.parent] = newest
+    for seed, val_bpb in without_seed(fresh, offsets).items() if beliefs else ():
+        last = [row.commit for row in rows if row.status == "keep"][-1]
+        beliefs[last] = after_best_run(beliefs[last], seed, val_bpb, noise)
+    return beliefs
+
+
+def run_events(search: Search, number: int, purpose: str, attempt: int = 0) -> list[dict]:
+    """The runs of an experiment that ended, oldest first."""
+    runs = search.runs.get(number, [])
+    return [run for run in runs if run["purpose"] == purpose and run["attempt"] == attempt]
+
+
+def good_runs(search: Search, number: int, purpose: str, attempt: int = 0) -> Runs:
+    """val_bpb by seed, of those that ended well."""
+    runs = run_events(search, number, purpose, attempt)
+    return {run["seed"]: run["val_bpb"] for run in runs if run["status"] == "ok"}
+
+
+# -----------------------------------------------------------------------------
+# Propose
+
+
+def keep_proposing(search: Search, reason: str) -> None:
+    """Have the proposer write what is missing: first repairs, then an edit per idle slot and those to look ahead.
+
+    With a reason to stop, repairs only.
+    """
+    if search.asking or time.time() < search.ask_after or not search.kept or cannot_write(search):
+        return
+    if search.crashed:
+        ask(search, search.crashed.popleft())
+    if search.asking or reason:
+        return
+    ahead = search.settings.look_ahead
+    idle = sum(slot.task is None for slot in search.slots) - len(search.tasks)
+    missing = idle + (len(search.slots) if ahead is None else ahead) - len(search.waiting)
+    if missing > 0:
+        ask(search, None)
+
+
+def ask(search: Search, crashed: Candidate | None) -> None:
+    """Ask the proposer in a thread; proposal_came() is called with what it says."""
+    search.asking = context = make_context(search, crashed)
+
+    def work():
+        try:
+            outcome = PROPOSERS[search.proposer](context)
+        except ProposalFailed as failure:
+            outcome = failure
+        except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
+            search.log(traceback.format_exc())
+            outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)")
+        search.events.put(functools.partial(proposal_came, search, context, outcome, crashed))
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def make_context(search: Search, crashed: Candidate | None) -> Context:
+    """All that the proposer may know at this moment."""
+    number = search.next_number + len(search.waiting)
+    running = [each.proposal.description for each in search.candidates.values()]
+    return Context(
+        number=number,
         seed=search.seed,
         scale=search.scale,
         settings=search.settings,
         instructions=search.instructions,
-        best_source=file_at(search.repo, search.head, "train.py"),
-        rows=search.rows,
+        best_source=search.source_of(search.kept[-1].number),
+        rows=list(search.rows),
+        failures=[(event["after"], event["reason"]) for event in search.journal if event["event"] == "failed"],
+        noise=knowledge(search).paired_noise.sigma,
+        waiting=running + [waiting.proposal.description for waiting in search.waiting],
+        trainings=recent_trainings(search),
         note=search.note,
-        folder=search.experiment_folder(next_number(search)),
+        crash=crashed and crash_of(search, crashed),
+        folder=search.experiment_folder(crashed.number) if crashed else new_proposal_folder(search),
+        notebook=search.folder / "notebook.md",
+        spent=search.spent,
         deadline=min(search.deadline - run_seconds(search), time.time() + search.settings.proposal_timeout),
         command=search.command,
-        should_stop=search.stop.is_set,
+        read=functools.partial(read_experiment, search),
+        forbidden=functools.partial(forbidden, search),
+        should_stop=lambda: search.stop.is_set() or bool(search.blocked),
+        log=search.say,
     )
-    outcome: list[Proposal | ProposalFailed] = []
 
-    def work():
-        try:
-            outcome.append(PROPOSERS[search.proposer](context))
-        except ProposalFailed as failure:
-            outcome.append(failure)
-        except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
-            search.log(traceback.format_exc())
-            outcome.append(ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)"))
 
-    thread = threading.Thread(target=work, daemon=True)
-    with search.console.status(f"{context.number:4d}  {search.proposer} is thinking"):
-        thread.start()
-        while thread.is_alive() and not search.stop.is_set() and time.time() < context.deadline:
-            thread.join(0.2)
-        thread.join(2 * GRACE)  # a command is being killed; a request in flight is left behind
-    if not outcome:
-        raise ProposalFailed("stopped" if search.stop.is_set() else "it took too long")
-    if isinstance(outcome[0], ProposalFailed):
-        raise outcome[0]
-    return outcome[0]
+def new_proposal_folder(search: Search) -> Path:
+    """The next free folder of runs/<tag>/proposals; what a kill left unfinished in it is overwritten."""
+    folder = search.folder / "proposals"
+    folder.mkdir(parents=True, exist_ok=True)
+    last = max([int(path.name) for path in folder.iterdir() if path.name.isdecimal()], default=0)
+    new = folder / f"{last + 1:04d}"
+    new.mkdir()
+    return new
+
+
+def recent_trainings(search: Search, count: int = 3) -> list[Training]:
+    """How training went: the best's first run, then the last experiments'."""
+    best = search.kept[-1].number
+    last = [row.number for row in search.rows if row.number != best and search.runs.get(row.number)][-count:]
+    runs = [search.runs[number][0] for number in [best, *last] if search.runs.get(number)]
+    return [Training(run["number"], run["losses"], run["summary"]) for run in runs if run["losses"]]
+
+
+def crash_of(search: Search, crashed: Candidate) -> Crash:
+    (*_, run) = run_events(search, crashed.number, "judge", crashed.repairs)
+    return Crash(crashed.number, crashed.proposal.source, run["tail"], crashed.repairs + 1)
+
+
+def read_experiment(search: Search, number: int, what: str) -> str:
+    """The "diff", the end of the "log" or the "notes" of an experiment. Raises ValueError if there is none."""
+    if not commit_of(search.repo, experiment_ref(search.tag, number)):
+        raise ValueError(f"there is no experiment {number}")
+    if what == "diff":
+        return run_git(search.repo, "show", "--format=", experiment_ref(search.tag, number), "--", "train.py")
+    if what == "notes":
+        return message_of(search, number)[1]
+    if what == "log":
+        logs = sorted(search.experiment_folder(number).glob("*/run.log"))
+        return logs[-1].read_text(errors="replace")[-20_000:] if logs else "its log is gone"
+    raise ValueError(f"{what!r} is not diff, log or notes")
+
+
+def proposal_came(search: Search, context: Context, outcome, crashed: Candidate | None) -> None:
+    """Queue a new proposal, start a repaired experiment again, or note that there was none."""
+    if search.asking is not context:  # it came after all, when nobody waited for it any more
+        return
+    search.asking = None
+    if isinstance(outcome, ProposalFailed):
+        proposal_failed(search, outcome, crashed)
+        return
+    search.failures, search.refusals, search.note = 0, 0, ""
+    if crashed:
+        restart_repaired(search, crashed, outcome)
+        return
+    waiting = Waiting(outcome, context.best.commit, context.folder)
+    store_proposal(waiting.folder, outcome, waiting.base)
+    search.waiting.append(waiting)
+
+
+def proposal_failed(search: Search, failure: ProposalFailed, crashed: Candidate | None) -> None:
+    """Say it, remember it for the next proposal, wait a little longer each time. CannotPropose ends the session."""
+    if search.stop.is_set() and not failure.usage.tokens:
+        return
+    usage = failure.usage
+    search.note_event("failed", after=len(search.rows), reason=str(failure), cost=usage.cost, tokens=usage.tokens)
+    search.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
+    if crashed:
+        record(search, crashed, verdict_of_failed(search, crashed))
+        return
+    search.failures += 1
+    search.refusals = search.refusals + 1 if isinstance(failure, Refused) else 0
+    search.note = f"The last proposal failed: {failure}"
+    search.ask_after = time.time() + (min(2 ** (search.failures - 2), 300) if search.failures > 1 else 0)
+    if isinstance(failure, CannotPropose):
+        search.blocked = str(failure)
+    elif search.refusals >= search.settings.max_refusals:
+        search.blocked = (
+            f"{search.refusals} proposals in a row were declined ({failure}); whether and how to go on is for a person "
+            "to decide: see Refusals in README.md"
+        )
+
+
+def give_up_waiting(search: Search) -> None:
+    """Go on without a proposer that does not come back: a request in flight is left behind."""
+    context = search.asking
+    patience = 2 * GRACE  # a command is being killed
+    if not context:
+        return
+    if time.time() > context.deadline + patience:
+        proposal_came(search, context, ProposalFailed("it took too long"), None)
+    elif search.stop.is_set():
+        search.asking.deadline = min(context.deadline, time.time())
+
+
+def restart_repaired(search: Search, crashed: Candidate, repaired: Proposal) -> None:
+    """The same experiment with the mended train.py; the one that crashed stays reachable by a ref of its own."""
+    ref = experiment_ref(search.tag, crashed.number)
+    run_git(search.repo, "update-ref", repair_ref(search.tag, crashed.number, crashed.repairs), ref)
+    repaired.usage = crashed.proposal.usage + repaired.usage
+    crashed.proposal = dataclasses.replace(crashed.proposal, source=repaired.source, usage=repaired.usage)
+    crashed.repairs += 1
+    search.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {one_line(repaired.description)[:80]}")
+    commit_candidate(search, crashed)
+    decide(search, crashed)
+
+
+# -----------------------------------------------------------------------------
+# From the queue to an experiment
 
 
 def next_candidate(search: Search) -> Candidate | None:
-    """The next experiment: the baseline first, then what the proposer has; None if it had nothing."""
-    number = next_number(search)
+    """The next experiment: the baseline first, then what a kill left, a second look, the oldest proposal."""
     if not search.kept:
-        run_git(search.repo, "update-ref", experiment_ref(search.tag, number), search.head)
-        source = file_at(search.repo, search.head, "train.py")
-        return Candidate(number, source, Proposal("baseline", source), is_baseline=True)
-    if candidate := second_look(search, number):
-        return candidate
-    try:
-        proposal = propose(search)
-    except ProposalFailed as failure:
-        proposal_failed(search, failure)
+        return None if search.candidates else begin_baseline(search)
+    if base_changed_by_hand(search):
         return None
-    search.failures = 0
-    proposal.usage, search.unbooked = proposal.usage + search.unbooked, Usage()
-    return register(search, number, proposal)
+    if experiments_left(search) > 0 and (candidate := second_look(search)):
+        return candidate
+    while search.waiting:
+        waiting = search.waiting.popleft()
+        if source := on_new_best(search, waiting.proposal.source, waiting.base):
+            waiting.proposal.source = source
+            return begin(search, waiting.proposal, waiting.folder)
+        set_aside(search, waiting)
+    return None
 
 
-def register(search: Search, number: int, proposal: Proposal) -> Candidate:
-    """Give a proposal its commit and its ref: from here on it is not lost."""
-    folder = search.experiment_folder(number)
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = {"description": proposal.description, "usage": vars(proposal.usage)}
-    (folder / "proposal.json").write_text(json.dumps(stored, indent=1))
+def begin_baseline(search: Search) -> Candidate:
+    source = file_at(search.repo, search.head, "train.py")
+    return begin(search, Proposal("baseline", source))
+
+
+def begin(search: Search, proposal: Proposal, folder: Path | None = None) -> Candidate:
+    """Give a proposal its number, its commit and its ref: from here on it is an experiment."""
+    base = search.kept[-1].commit if search.kept else search.head[:7]
+    candidate = Candidate(search.next_number, proposal, base)
+    search.next_number += 1
+    home = search.experiment_folder(candidate.number)
+    if folder and folder != home:
+        folder.rename(home)
+    commit_candidate(search, candidate)
+    search.candidates[candidate.number] = candidate
+    return candidate
+
+
+def commit_candidate(search: Search, candidate: Candidate) -> None:
+    number, proposal = candidate.number, candidate.proposal
+    store_proposal(search.experiment_folder(number), proposal, candidate.base, candidate.repairs)
     message = f"{number:04d}: {one_line(proposal.description)}"
-    commit = commit_file(search.repo, search.head, "train.py", proposal.source, message)
-    run_git(search.repo, "update-ref", experiment_ref(search.tag, number), commit)
-    return Candidate(number, proposal.source, proposal)
+    ref = experiment_ref(search.tag, number)
+    commit_file(search.repo, parent_of(search, candidate), "train.py", proposal.source, message, ref)
 
 
-def second_look(search: Search, number: int) -> Candidate | None:
+def parent_of(search: Search, candidate: Candidate) -> str:
+    """The commit below an experiment: the branch, or the best that it was made for if there is another by now."""
+    if not search.kept or candidate.base == search.kept[-1].commit:
+        return search.head
+    return commit_of(search.repo, experiment_ref(search.tag, number_of(search, candidate.base)))
+
+
+def number_of(search: Search, commit: str) -> int:
+    """The experiment that a commit of the rows is."""
+    return next(row.number for row in search.rows if row.commit == commit)
+
+
+def base_changed_by_hand(search: Search) -> bool:
+    """Whether a commit of the user's gave the branch another train.py than the best; the search is then blocked."""
+    best = search.source_of(search.kept[-1].number)
+    if file_at(search.repo, search.head, "train.py") != best:
+        number = search.kept[-1].number
+        search.blocked = (
+            f"train.py of {search.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
+            f"undo that with git revert, or begin another --tag from it"
+        )
+    return bool(search.blocked)
+
+
+def on_new_best(search: Search, source: str, base: str) -> str | None:
+    """`source` with its edit on top of the present best; None if it does not fit there or changes nothing any more."""
+    best = search.kept[-1]
+    if base == best.commit:
+        return source
+    best_source = search.source_of(best.number)
+    merged = merge_texts(search.repo, best_source, search.source_of(number_of(search, base)), source)
+    return None if merged is None or edit_problem(best_source, merged) else merged
+
+
+def set_aside(search: Search, waiting: Waiting) -> None:
+    """A proposal that does not fit the new best goes back to its proposer, as a note."""
+    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
+    text = f"it was written for an older best, and does not fit the new one: {one_line(waiting.proposal.description)}"
+    usage = waiting.proposal.usage
+    search.note_event("failed", after=len(search.rows), reason=text, cost=usage.cost, tokens=usage.tokens)
+    search.note = f"A proposal was not run: {text}. Propose it again for the new best if it is still worth it."
+    search.say(f"   -  not run: {text}")
+
+
+def second_look(search: Search) -> Candidate | None:
     """A near miss on the present best, if what came after has shown that best to be a lucky one. Its runs count on."""
+    known, best = knowledge(search), search.kept[-1]
     limit = search.settings.memory_limit_gb or math.inf
-    last_keep = search.kept[-1].number
-    near = [row for row in search.judged if row.number > last_keep and row.memory_gb <= limit]
-    offsets = search.offsets
-    runs = [without_seed(runs_of(row), offsets) for row in near]
-    chosen = reconsider(runs, search.belief, search.paired_noise, search.settings.keep)
+    under_way = [each.proposal.description for each in search.candidates.values()]
+    looked_at = {int(match[1]) for text in under_way if (match := SECOND_LOOK.match(text))}
+    near = [row for row in judged(search) if row.parent == best.commit and row.status == "discard"]
+    near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
+    runs = [without_seed(runs_of(row), known.offsets) for row in near]
+    chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise, search.settings.keep)
     if not chosen:
         return None
     row = near[chosen[0]]
+    description = f"second look at {row.number:04d}: {SECOND_LOOK.sub('', row.description)}"
+    candidate = begin(
+        search, Proposal(description, search.source_of(row.number), row.hypothesis, category=row.category)
+    )
     for seed, val_bpb in runs_of(row).items():
-        append_run(search.run_log, number, "judge", seed, val_bpb, row.memory_gb)
-    source = file_at(search.repo, experiment_ref(search.tag, row.number), "train.py")
-    description = SECOND_LOOK.sub("", row.description)
-    return register(search, number, Proposal(f"second look at {row.number:04d}: {description}", source))
+        result = RunResult("ok", row.seconds, val_bpb, row.memory_gb)
+        note_run(search, Task(candidate, seed), result)
+    return candidate
 
 
-def proposal_failed(search: Search, failure: ProposalFailed) -> None:
-    """Say it, remember it for the next proposal, wait a little longer each time. CannotPropose ends the session."""
-    search.unbooked = search.unbooked + failure.usage
-    if search.stop.is_set():
-        return
-    search.failures += 1
-    search.note = f"The last proposal failed: {failure}"
-    search.say(f"   -  no proposal: {failure}")
-    if isinstance(failure, CannotPropose):
-        search.blocked = str(failure)
-        return
-    search.stop.wait(min(2 ** (search.failures - 2), 300, max(0, search.deadline - time.time())))
+# -----------------------------------------------------------------------------
+# Run
 
 
-def run(search: Search, number: int, source: str, seed: int, title: str) -> RunResult:
-    """Train a text once, showing what goes on."""
-    best = f"best {search.best:.6f}" if search.kept else ""
-    folder = search.experiment_folder(number)
-    (folder / audit.RECORD).unlink(missing_ok=True)  # of a run on another seed
-    with search.console.status(Text(title)) as status:
-        result = run_experiment(
-            source,
-            seed,
+def fill_slots(search: Search, confirming: bool = False) -> None:
+    """Give every idle slot its next run; while `confirming` the best, nothing new begins."""
+    for slot in search.slots:
+        if slot.task is None and (task := next_task(search, confirming)):
+            slot.task = task
+            slot.thread = threading.Thread(target=work_on, args=(search, slot, task), daemon=True)
+            slot.thread.start()
+
+
+def next_task(search: Search, confirming: bool) -> Task | None:
+    """The next run: of the experiments under way, or of a new one."""
+    while may_run(search):
+        if search.tasks:
+            return search.tasks.popleft()
+        candidate = next_candidate(search) if not confirming and time_for_more(search) else None
+        if not candidate:
+            return None
+        decide(search, candidate)  # queues its first run, unless no run is needed to judge it
+    return None
+
+
+def may_run(search: Search) -> bool:
+    """Whether a run may start now: it may go on, evaluator and data are what they were, there is a place to write."""
+    return may_go_on(search) and measure_intact(search) and not cannot_write(search)
+
+
+def may_go_on(search: Search) -> bool:
+    """Whether nobody wants to stop, and a run would end in time."""
+    return not (search.stop.is_set() or search.blocked or time.time() + run_seconds(search) > search.deadline)
+
+
+def time_for_more(search: Search) -> bool:
+    """Whether there is time for another experiment, and then for running the best on fresh seeds."""
+    return time.time() + run_seconds(search) + confirming_seconds(search) <= search.deadline
+
+
+def cannot_write(search: Search) -> bool:
+    """Whether disk or permissions forbid to write; said once, and the loop waits until that is mended."""
+    problem = ""
+    for place in (ROOT, ROOT / "runs", search.folder, sandbox.data_root()):
+        if place.exists() and not os.access(place, os.W_OK):
+            problem = f"{place} cannot be written to"
+        elif place.exists() and shutil.disk_usage(place).free < FREE_BYTES:
+            problem = f"less than {FREE_BYTES >> 20} MB of disk are left at {place}"
+    if problem and problem != search.complaint:
+        search.console.print(f"waiting: {problem}", markup=False, highlight=False, soft_wrap=True)
+    elif search.complaint and not problem:
+        search.say(f"going on: {search.complaint} no longer")
+    search.complaint = problem
+    return bool(problem)
+
+
+def run_folder(search: Search, task: Task) -> Path:
+    """A folder of its own for every run, so that nothing else is in a run's reach."""
+    return search.experiment_folder(task.candidate.number) / f"seed{task.seed}"
+
+
+def work_on(search: Search, slot: Slot, task: Task) -> None:
+    """In a slot's thread: train once, then have run_ended() called; a fault of ours is raised there."""
+    folder, settings = run_folder(search, task), search.settings
+    try:
+        (folder / audit.RECORD).unlink(missing_ok=True)  # of a run that was stopped
+        result = search.train(
+            task.candidate.proposal.source,
+            task.seed,
             search.scale,
             folder,
             search.kill_after,
-            lambda: search.stop.is_set() or time.time() > search.deadline,
-            lambda line: status.update(Text(f"{title} | {line} | {best}")),
-            sandbox_mode=search.settings.sandbox,
-            limits=sandbox.make_limits(search.scale, search.settings.memory_gb),
+            should_stop=lambda: search.stop.is_set() or time.time() > search.deadline,
+            on_progress=lambda line: setattr(slot, "line", line),
+            sandbox_mode=settings.sandbox,
+            limits=sandbox.make_limits(search.scale, settings.memory_gb, len(search.slots)),
+            environment=slot.environment,
         )
-    return believe(search, result, folder) if result.status == "ok" else result
+    except Exception as error:
+        search.events.put(functools.partial(run_broke, error))
+        return
+    search.events.put(functools.partial(run_ended, search, slot, task, result))
+
+
+def run_broke(error: Exception) -> None:
+    raise error
+
+
+def run_ended(search: Search, slot: Slot, task: Task, result: RunResult) -> None:
+    """Put a run into the journal, and decide what follows from it."""
+    slot.task, slot.line = None, ""
+    candidate, folder = task.candidate, run_folder(search, task)
+    if result.status == "interrupted":
+        return  # the experiment goes on in the next session
+    lost = not (folder / "run.log").exists() or (result.status != "ok" and cannot_write(search))
+    while cannot_write(search) and not search.stop.is_set():
+        search.stop.wait(5)
+    if lost:
+        search.say(f"{candidate.number:4d}  runs again: its folder is gone or the disk was full")
+        search.tasks.appendleft(task)
+        return
+    result = believe(search, result, folder) if result.status == "ok" else result
+    note_run(search, task, result)
+    if task.purpose == "confirm":
+        said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if result.status == "ok" else result.error
+        search.say(f"{candidate.number:4d}  {'confirmed' if result.status == 'ok' else 'not confirmed':11}  {said}")
+    elif candidate.number in search.candidates:
+        decide(search, candidate)
+
+
+def note_run(search: Search, task: Task, result: RunResult) -> None:
+    values = dataclasses.asdict(result) | {"tail": "" if result.status == "ok" else result.tail[-4000:]}
+    number, attempt = task.candidate.number, task.candidate.repairs
+    search.note_event("run", number=number, purpose=task.purpose, seed=task.seed, attempt=attempt, **values)
 
 
 def believe(search: Search, result: RunResult, folder: Path) -> RunResult:
@@ -502,6 +913,8 @@ def believe(search: Search, result: RunResult, folder: Path) -> RunResult:
     limits = audit.LIMITS[search.scale]
     if reason := audit.check_result(result.summary, record, expected, limits, result.seconds):
         return dataclasses.replace(result, status="invalid", error=reason)
+    if not plausible(record["val_bpb"]):
+        return dataclasses.replace(result, status="invalid", error=f"val_bpb {record['val_bpb']} is not plausible")
     if expected["before_clock"] is None:  # the baseline's: what start and compilation take here
         expected["before_clock"] = audit.before_clock(record, result.seconds, expected["clock"])
         write_measure(search)
@@ -522,7 +935,7 @@ def load_measure(search: Search) -> None:
 
 
 def write_measure(search: Search) -> None:
-    (search.folder / "measure.json").write_text(json.dumps(search.measure, indent=1))
+    replace_file(search.folder / "measure.json", json.dumps(search.measure, indent=1))
 
 
 def measure_intact(search: Search) -> bool:
@@ -533,48 +946,77 @@ def measure_intact(search: Search) -> bool:
     return not search.blocked
 
 
-def measure(search: Search, candidate: Candidate) -> tuple[Verdict, RunResult | None]:
-    """Run a candidate on as many seeds as its verdict takes. `again` comes back when there is no time for it now."""
-    number, result = candidate.number, None
-    if reason := forbidden(search, candidate):
-        return Verdict("invalid", reason), None
-    runs = read_runs(search.run_log, number, "judge")
-    verdict = verdict_of(search, candidate, runs, result) if runs else Verdict("again", "", next_seed=search.seed)
-    while verdict.status == "again" and measure_intact(search) and not reason_to_stop(search):
-        seed = verdict.next_seed
-        title = f"{number:4d}  {one_line(candidate.proposal.description)[:60]}"
-        result = run(search, number, candidate.source, seed, f"{title} (seed {seed})" if runs else title)
-        if result.status != "ok":
-            return Verdict(result.status, result.error), result
-        runs[seed] = result.val_bpb
-        verdict = verdict_of(search, candidate, runs, result)
-        if verdict.status != "invalid":
-            append_run(search.run_log, number, "judge", seed, result.val_bpb, result.memory_gb)
-        if verdict.status == "again":
-            why = "the noise is measured on further seeds" if candidate.is_baseline else verdict.reason
-            search.say(f"{number:4d}  measured     {result.val_bpb:.6f}  seed {seed}; again, {why}")
-    return verdict, result
+# -----------------------------------------------------------------------------
+# Judge
 
 
-def forbidden(search: Search, candidate: Candidate) -> str:
-    """What a candidate does that the search's first train.py does not do and no training has to do, or ""."""
-    if candidate.is_baseline:
-        return ""
-    baseline = file_at(search.repo, experiment_ref(search.tag, search.kept[0].number), "train.py")
-    return audit.audit_source(candidate.source, baseline)
+def decide(search: Search, candidate: Candidate) -> None:
+    """What follows from an experiment's runs so far: another run, a repair, or its verdict."""
+    runs = run_events(search, candidate.number, "judge", candidate.repairs)
+    failed = any(run["status"] != "ok" for run in runs)
+    if not runs and (reason := forbidden(search, candidate.proposal.source)):
+        record(search, candidate, Verdict("invalid", reason))
+    elif failed and may_repair(search, candidate, runs[-1]):
+        search.crashed.append(candidate)
+    elif failed:
+        record(search, candidate, verdict_of_failed(search, candidate))
+    elif (verdict := verdict_of(search, candidate)).status == "again":
+        run_again(search, candidate, verdict)
+    elif verdict.status == "keep" and search.kept and candidate.base != search.kept[-1].commit:
+        run_on_top(search, candidate, verdict)
+    else:
+        record(search, candidate, verdict)
 
 
-def verdict_of(search: Search, candidate: Candidate, runs: Runs, result: RunResult | None) -> Verdict:
-    """judge() with what this search knows."""
-    best_source = file_at(search.repo, search.head, "train.py")
+def run_again(search: Search, candidate: Candidate, verdict: Verdict) -> None:
+    """Queue the run that the verdict asks for; of the baseline all that the noise takes, for all slots to work on."""
+    tasks = [*search.tasks, *(slot.task for slot in search.slots if slot.task)]
+    under_way = {task.seed for task in tasks if task.candidate is candidate}
+    done = good_runs(search, candidate.number, "judge", candidate.repairs)
+    repeats = 0 if search.kept else search.settings.keep.baseline_repeats
+    seeds = [search.seed + step for step in range(1 + repeats)] if not search.kept else [verdict.next_seed]
+    if done and not under_way:
+        seed, val_bpb = list(done.items())[-1]
+        search.say(f"{candidate.number:4d}  measured     {val_bpb:.6f}  seed {seed}; again, {verdict.reason}")
+    search.tasks.extend(Task(candidate, seed) for seed in seeds if seed not in done and seed not in under_way)
+
+
+def may_repair(search: Search, candidate: Candidate, run: dict) -> bool:
+    """Whether a failed run looks like a slip that its proposer can mend: an exception, but not for want of memory."""
+    slip = run["status"] == "crash" and "Traceback (most recent call last)" in run["tail"]
+    for_memory = re.search(r"OutOfMemoryError|MemoryError|out of memory", run["tail"])
+    left = candidate.repairs < search.settings.repairs and search.kept and search.proposer != "mutate"
+    return bool(slip and not for_memory and left and not over_budget(search))
+
+
+def forbidden(search: Search, source: str) -> str:
+    """What a train.py does that the search's first one does not do and no training has to do, or ""."""
+    return audit.audit_source(source, search.source_of(search.kept[0].number)) if search.kept else ""
+
+
+def verdict_of_failed(search: Search, candidate: Candidate) -> Verdict:
+    (*_, run) = [run for run in run_events(search, candidate.number, "judge", candidate.repairs) if run["error"]]
+    return Verdict(run["status"], run["error"])
+
+
+def verdict_of(search: Search, candidate: Candidate) -> Verdict:
+    """judge() with what this search knows, against the best that the edit was made for."""
+    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    if not events:
+        return Verdict("again", "its first run", next_seed=search.seed)
+    known, rule = knowledge(search), search.settings.keep
+    runs = without_seed({run["seed"]: run["val_bpb"] for run in events}, known.offsets)
+    if not search.kept:
+        return judge(runs, None, known.paired_noise, rule)
+    base = search.source_of(number_of(search, candidate.base))
     return judge(
-        without_seed(runs, search.offsets),
-        None if candidate.is_baseline else search.belief,
-        search.paired_noise,
-        search.settings.keep,
-        memory_gb=result.memory_gb if result else 0.0,
+        runs,
+        known.beliefs[candidate.base],
+        known.paired_noise,
+        rule,
+        memory_gb=max(run["memory_gb"] for run in events),
         memory_limit_gb=search.settings.memory_limit_gb or math.inf,
-        lines_removed=code_lines(best_source) - code_lines(candidate.source),
+        lines_removed=code_lines(base) - code_lines(candidate.proposal.source),
     )
 
 
@@ -583,125 +1025,209 @@ def code_lines(source: str) -> int:
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
 
 
-def confirm_best(search: Search) -> None:
-    """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
-    while search.kept and len(search.confirming) < search.settings.keep.confirm_runs:
-        needs = run_seconds(search)
-        if search.stop.is_set() or not measure_intact(search) or time.time() + needs > search.deadline:
-            return
-        best = search.kept[-1]
-        (seed,) = fresh_seeds(runs_of(best) | search.confirming, 1)
-        source = file_at(search.repo, experiment_ref(search.tag, best.number), "train.py")
-        result = run(search, best.number, source, seed, f"{best.number:4d}  confirming the best (seed {seed})")
-        if result.status != "ok" or not plausible(result.val_bpb):
-            search.say(f"{best.number:4d}  not confirmed: {result.error or result.val_bpb}")
-            return
-        append_run(search.run_log, best.number, "confirm", seed, result.val_bpb, result.memory_gb)
-        search.say(f"{best.number:4d}  confirmed    {result.val_bpb:.6f}  seed {seed}, a fresh one")
+def run_on_top(search: Search, candidate: Candidate, verdict: Verdict) -> None:
+    """It beat the best that it was made for, but another was kept meanwhile: it has to beat that one, too."""
+    best, proposal = search.kept[-1].number, candidate.proposal
+    source = on_new_best(search, proposal.source, candidate.base)
+    description = f"{candidate.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
+    if not source:
+        search.note = f"{description}: its gain was {verdict.gain:+.6f}, but its edit does not fit. Write it anew."
+    elif description not in [waiting.proposal.description for waiting in search.waiting]:  # a kill came just after this
+        again = dataclasses.replace(proposal, description=description, source=source, usage=Usage())
+        waiting = Waiting(again, search.kept[-1].commit, new_proposal_folder(search))
+        store_proposal(waiting.folder, again, waiting.base)
+        search.waiting.appendleft(waiting)
+    then = "runs again on top of it" if source else "does not fit on top of it"
+    reason = f"{verdict.reason}; but {best:04d} was kept meanwhile, and it {then}"
+    record(search, candidate, dataclasses.replace(verdict, status="discard", reason=reason))
 
 
-def record(search: Search, candidate: Candidate, result: RunResult | None, verdict: Verdict, started: float) -> None:
-    """Commit message, ref, row, branch, train.py, picture: in the order that the module's docstring gives."""
-    repo, ref = search.repo, experiment_ref(search.tag, candidate.number)
-    runs = read_runs(search.run_log, candidate.number, "judge")
-    commit = commit_of(repo, ref)
-    best_commit = search.kept[-1].commit if search.kept else commit[:7]
-    noise = search.paired_noise.sigma
-    if not candidate.is_baseline:
-        message = result_message(search, candidate, result, verdict, runs)
-        commit = commit_file(repo, search.head, "train.py", candidate.source, message)
-        run_git(repo, "update-ref", ref, commit)
-    usage = candidate.proposal.usage
-    row = Row(
-        commit=commit[:7],
+# -----------------------------------------------------------------------------
+# Record
+
+
+def record(search: Search, candidate: Candidate, verdict: Verdict) -> None:
+    """Commit, ref, row, branch, train.py: in the order that the module's docstring gives."""
+    row = row_of(search, candidate, verdict)
+    ref = experiment_ref(search.tag, candidate.number)
+    source = candidate.proposal.source
+    before = file_at(search.repo, search.head, "train.py")
+    message = result_message(search, candidate, verdict, row)
+    commit = commit_file(search.repo, parent_of(search, candidate), "train.py", source, message, ref)
+    row.commit = commit[:7]
+    append_line(search.results, row.line())
+    search.rows.append(row)
+    if verdict.status == "keep":
+        run_git(search.repo, "update-ref", f"refs/heads/{search.branch}", commit)
+        follow_best(search, before)
+    del search.candidates[candidate.number]
+    search.tasks = deque(task for task in search.tasks if task.candidate is not candidate)
+    if verdict.status in ("crash", "timeout", "invalid"):
+        search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{tail_of(search, candidate)}"
+        if not search.kept:
+            search.note = ""
+            search.blocked = f"the baseline does not train; see {search.experiment_folder(candidate.number)}"
+    search.say(result_line(row))
+
+
+def row_of(search: Search, candidate: Candidate, verdict: Verdict) -> Row:
+    """The row of a decided experiment, but for its commit."""
+    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    runs = {run["seed"]: run["val_bpb"] for run in events if run["status"] == "ok"}
+    proposal, usage = candidate.proposal, candidate.proposal.usage
+    return Row(
+        commit="",
         val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
-        memory_gb=result.memory_gb if result else 0.0,
+        memory_gb=max([run["memory_gb"] for run in events], default=0.0),
         status=verdict.status,
-        description=candidate.proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
+        description=proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
         number=candidate.number,
         gain=verdict.gain,
-        parent=best_commit,
-        seconds=result.seconds if result else 0.0,
+        parent=candidate.base,
+        seconds=events[-1]["seconds"] if events else 0.0,
         tokens=usage.tokens,
         cost=usage.cost,
-        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
-        noise=noise,
+        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(candidate.started)),
+        noise=knowledge(search).paired_noise.sigma,
         runs=runs_text(runs),
+        reason=verdict.reason,
+        category=proposal.category,
+        expected=proposal.expected,
+        repairs=candidate.repairs,
+        hypothesis=proposal.hypothesis,
     )
-    append_row(search.results, row)
-    search.rows.append(row)
-    if verdict.status == "keep" and not candidate.is_baseline:
-        before = file_at(repo, search.head, "train.py")
-        run_git(repo, "update-ref", f"refs/heads/{search.branch}", commit)
-        follow_best(search, before)
-    crashed = verdict.status in ("crash", "timeout", "invalid")
-    tail = result.tail if result else ""
-    search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{tail}" if crashed else ""
-    search.say(result_line(row, verdict.reason))
-    draw_progress(search.rows, ROOT / "progress.png")
 
 
-def result_message(search: Search, candidate: Candidate, result: RunResult | None, verdict: Verdict, runs: Runs) -> str:
-    """The commit message of a finished experiment: its number in the subject, the measurement below."""
+def tail_of(search: Search, candidate: Candidate) -> str:
+    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    return events[-1]["tail"] if events else ""
+
+
+def result_message(search: Search, candidate: Candidate, verdict: Verdict, row: Row) -> str:
+    """The commit message of a finished experiment: its number in the subject, what was measured and why below."""
     subject = f"{candidate.number:04d}: {one_line(candidate.proposal.description)}"
     if verdict.status not in ("keep", "discard"):
-        return f"{subject} ({verdict.status})\n\n{verdict.reason}"
-    values = result.summary if result else {}
-    facts = "\n".join(f"{name}: {value:g}" for name, value in values.items() if name != "val_bpb")
-    return (
-        f"{subject} (val_bpb {mean(runs):.6f}, {gain_text(verdict.gain, search.paired_noise.sigma)})\n\n"
-        f"{verdict.status}: {verdict.reason}; best before {search.best:.6f}\nruns: {runs_text(runs)}\n{facts}"
-    )
+        return row_message(f"{subject} ({verdict.status})", verdict.reason, row)
+    gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
+    values = run_events(search, candidate.number, "judge", candidate.repairs)[-1]["summary"]
+    facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
+    before = f"; best before {search.best:.6f}" if search.kept else ""
+    note = f"{verdict.status}: {verdict.reason}{before}\n{facts}"
+    return row_message(f"{subject} (val_bpb {row.val_bpb:.6f}{gain})", note, row)
 
 
 # -----------------------------------------------------------------------------
 # The loop
 
 
+def loop(search: Search) -> str:
+    """Propose, run, judge, record, until there is a reason to stop, which is returned."""
+    decide_what_was_left(search)
+    while True:
+        reload_program(search)
+        reason = reason_to_stop(search)
+        keep_proposing(search, reason)
+        fill_slots(search)
+        if reason and not under_way(search):
+            return reason
+        draw_if_due(search)
+        handle_event(search)
+
+
+def decide_what_was_left(search: Search) -> None:
+    """Experiments that a kill left without a verdict: in the order of their last runs, as they would have been."""
+    order = {event["number"]: index for index, event in enumerate(search.journal) if event["event"] == "run"}
+    for candidate in sorted(search.candidates.values(), key=lambda each: order.get(each.number, math.inf)):
+        decide(search, candidate)
+
+
+def under_way(search: Search) -> bool:
+    """Whether something runs, is being written, or could go on."""
+    more = (search.crashed or search.waiting) and time_for_more(search)
+    return busy(search) or bool((search.tasks or more) and may_go_on(search))
+
+
+def busy(search: Search) -> bool:
+    return search.asking is not None or any(slot.task for slot in search.slots)
+
+
+def handle_event(search: Search) -> None:
+    """Wait a moment for a run or a proposal to come back, and do what follows from it."""
+    give_up_waiting(search)
+    if search.lock:
+        os.utime(search.lock.fileno())
+    try:
+        event = search.events.get(timeout=POLL)
+    except queue.Empty:
+        return
+    event()
+
+
 def run_seconds(search: Search) -> float:
     """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
-    ended = [row.seconds for row in search.rows if row.status in ("keep", "discard")]
+    ended = [row.seconds for row in search.rows[-50:] if row.status in ("keep", "discard")]
     return 1.05 * max(ended[-5:]) if ended else 1.2 * search.time_budget + 10
 
 
 def reason_to_stop(search: Search) -> str:
-    """Why no further experiment may start, or ""."""
-    first = search.kept[0].number if search.kept else math.inf
-    done = sum(row.number > first and row.status != "interrupted" for row in search.rows)
-    spent = sum(row.cost for row in search.rows) + search.unbooked.cost
+    """Why no further experiment may be proposed, or ""."""
     if search.stop.is_set():
         return "stopped on request"
     if search.blocked:
         return search.blocked
-    if search.experiments is not None and search.kept and done >= search.experiments:
-        return f"{done} experiments are done"
-    fresh = search.settings.keep.confirm_runs - len(search.confirming) if search.kept else 0
-    if time.time() + run_seconds(search) * (1 + max(0, fresh)) > search.deadline:
+    if search.kept and experiments_left(search) <= 0:
+        return f"{done_experiments(search)} experiments are done"
+    if not time_for_more(search):
         return "no time is left for another run"
-    if search.settings.max_cost is not None and spent >= search.settings.max_cost and search.kept:
-        return f"max_cost is reached: ${spent:.2f} spent"
+    if search.kept and over_budget(search):
+        return f"the next proposal could pass max_cost ${search.settings.max_cost:.2f}: ${search.spent:.2f} are spent"
     if search.failures >= 8 and math.isinf(search.deadline):  # with --hours it goes on trying, ever more slowly
         return f"{search.failures} proposals in a row failed"
     return ""
 
 
-def loop(search: Search) -> str:
-    """Experiment after experiment until there is a reason to stop, which is returned."""
-    candidate = unfinished(search)
-    while not (reason := reason_to_stop(search)):
-        reload_program(search)
-        candidate = candidate or next_candidate(search)
-        if not candidate or reason_to_stop(search):  # what was proposed too late runs first in the next session
-            continue
-        started = time.time()
-        verdict, result = measure(search, candidate)
-        if verdict.status == "again":
-            continue
-        record(search, candidate, result, verdict, started)
-        if not search.kept and verdict.status != "interrupted":
-            search.blocked = f"the baseline does not train; see {search.folder}/{candidate.number:04d}/run.log"
-        candidate = None
-    return reason
+def done_experiments(search: Search) -> int:
+    """Rows of the search, its baseline not counted."""
+    return sum(row.number > search.kept[0].number for row in search.rows) if search.kept else 0
+
+
+def experiments_left(search: Search) -> float:
+    """How many may still be begun or proposed under --experiments."""
+    begun = done_experiments(search) + len(search.candidates) + len(search.waiting)
+    return math.inf if search.experiments is None else search.experiments - begun
+
+
+def over_budget(search: Search) -> bool:
+    """Whether another proposal, as dear as the dearest of the last five, would pass max_cost."""
+    next_cost = max([row.cost for row in search.rows[-5:]], default=0.0)
+    return search.settings.max_cost is not None and search.spent + next_cost > search.settings.max_cost
+
+
+def confirming_seconds(search: Search) -> float:
+    """What it takes to run the best on the fresh seeds that are missing, on all slots."""
+    missing = search.settings.keep.confirm_runs - len(confirming(search)) if search.kept else 0
+    return math.ceil(max(missing, 0) / len(search.slots)) * run_seconds(search)
+
+
+def confirm_best(search: Search) -> None:
+    """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
+    if not search.kept or search.stop.is_set() or search.blocked:
+        return
+    best, done = search.kept[-1], confirming(search)
+    candidate = Candidate(best.number, Proposal("confirming the best", search.source_of(best.number)), best.commit)
+    missing = max(0, search.settings.keep.confirm_runs - len(done))
+    search.tasks = deque(Task(candidate, seed, "confirm") for seed in fresh_seeds(runs_of(best) | done, missing))
+    while busy(search) or (search.tasks and may_go_on(search)):
+        fill_slots(search, confirming=True)
+        handle_event(search)
+
+
+def draw_if_due(search: Search) -> None:
+    """progress.png anew when there are new rows, but not so often that it costs time."""
+    rows, when = search.drawn
+    if len(search.rows) > rows and time.time() > when + DRAW_EVERY:
+        draw_progress(search.rows, ROOT / "progress.png")
+        search.drawn = (len(search.rows), time.time())
 
 
 # -----------------------------------------------------------------------------
@@ -717,6 +1243,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
+    parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
+    parser.add_argument("--slots", type=int, help="at the cpu scale: so many experiments at once (default: 1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
     parser.add_argument("--demo", action="store_true", help="5 experiments at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
     os.environ["AUTORESEARCH_RECORD"] = audit.RECORD  # before prepare_data is imported, like the next
@@ -739,6 +1268,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail(f"--tag {args.tag} should be letters, digits, - and _")
     if args.proposer == "command" and not args.command:
         fail("--proposer command needs --command '...'")
+    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
+        fail("--gpus, --slots and --ray exclude each other: give one of them")
+    if args.slots is not None and args.slots < 1:
+        fail(f"--slots {args.slots} is not 1 or more")
 
 
 def check_start(args: argparse.Namespace, repo: git.Git) -> tuple[Settings, str]:
@@ -762,7 +1295,7 @@ def check_start(args: argparse.Namespace, repo: git.Git) -> tuple[Settings, str]
         settings, instructions = parse_program((ROOT / "program.md").read_text())
     except ValueError as error:
         fail(f"program.md: {error}")
-    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda":
+    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not args.ray:
         fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
     if args.demo and not (prepare_data.DATA_DIR / "meta.json").exists():
         print("preparing data from this Python's own standard library, once")
@@ -778,33 +1311,67 @@ def check_start(args: argparse.Namespace, repo: git.Git) -> tuple[Settings, str]
     return settings, instructions
 
 
-def take_lock():
-    """One loop per working tree: an open file that is locked until this process is gone, however it goes."""
-    (ROOT / "runs").mkdir(exist_ok=True)
-    file = open(ROOT / "runs" / "lock", "a+")  # noqa: SIM115 (open as long as the process)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+@contextmanager
+def lock(folder: Path, say: Callable[[str], None]):
+    """One loop per working tree: an open file that is locked until this process is gone, however it goes.
+
+    It names process and machine. Where the file system does not pass locks on to other machines, a loop on one of them
+    is known by the time of the file, which it keeps fresh.
+    """
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "a+") as file:
         file.seek(0)
-        fail(
-            f"another loop runs in this folder (process {file.read().strip()}); wait for it, or clone to another folder"
-        )
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        holder = file.read().strip()
+        fresh = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = holder and not holder.endswith(f" on {socket.gethostname()}") and fresh
+        except BlockingIOError:
+            taken = True
+        if taken:
+            fail(f"another loop runs in this folder (process {holder}); wait for it, or clone to another folder")
+        if holder:
+            say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield file
+        file.truncate(0)
 
 
-def main() -> None:
-    started = time.time()
-    args = parse_arguments()
-    check_arguments(args)
-    repo = open_repository()
-    lock = take_lock()
+def make_slots(args: argparse.Namespace, scale: str) -> list[Slot]:
+    """One slot, one per GPU, or as many as were asked for; the CPU's threads are divided between them."""
+    if args.ray:
+        return [Slot(f"ray {number}") for number in range(1)]
+    names = visible_gpus(args.gpus) if args.gpus else [str(number) for number in range(args.slots or 1)]
+    if args.gpus and scale == "cpu":
+        fail("--gpus is for the h100 scale; at the cpu scale give --slots N")
+    if args.slots and scale != "cpu":
+        fail("--slots is for the cpu scale; on GPUs give --gpus all, or a list like --gpus 0,1")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(names)))} if len(names) > 1 else {}
+    if args.gpus:
+        return [Slot(f"gpu {name}", threads | {"CUDA_VISIBLE_DEVICES": name}) for name in names]
+    return [Slot(f"slot {name}" if len(names) > 1 else "", threads) for name in names]
+
+
+def visible_gpus(wanted: str) -> list[str]:
+    """The GPUs of a --gpus option, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    chosen = there if wanted == "all" else wanted.split(",")
+    if not chosen or not set(chosen) <= set(there):
+        fail(f"--gpus {wanted}: there is no such GPU here; there are: {', '.join(there) or 'none'}")
+    return chosen
+
+
+def make_search(args: argparse.Namespace, repo: git.Git, started: float) -> Search:
+    """Check everything, then put the search together; nothing is touched yet."""
     settings, instructions = check_start(args, repo)
     import prepare_data
 
-    search = Search(
+    return Search(
         repo=repo,
         tag=args.tag,
         scale=prepare_data.SCALE,
@@ -815,34 +1382,68 @@ def main() -> None:
         experiments=args.experiments,
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         console=Console(),
+        slots=make_slots(args, prepare_data.SCALE),
+        train=run_experiment,
         settings=settings,
         instructions=instructions,
     )
+
+
+def announce(search: Search) -> None:
+    """What this session is, and what is there already."""
+    ends = [f"{search.experiments} experiments"] if search.experiments else []
+    ends += [time.strftime("%a %H:%M", time.localtime(search.deadline))] if math.isfinite(search.deadline) else []
+    slots = f" | {len(search.slots)} slots" if len(search.slots) > 1 else ""
+    until = " and ".join(ends)
+    search.say(f"{search.branch} | scale {search.scale}{slots} | proposer {search.proposer} | until {until}")
+    for row in search.rows:
+        search.console.print(result_line(row), markup=False, highlight=False, soft_wrap=True)
+    for line in sandbox.describe(search.settings.sandbox, search.scale, search.settings.memory_gb, len(search.slots)):
+        search.say(line)
+
+
+def session(search: Search) -> None:
+    """One session of a search, from coming back to the summary."""
     enter_branch(search)
     load_measure(search)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: search.stop.set())
-    until = " and ".join(
-        ([f"{args.experiments} experiments"] if args.experiments else [])
-        + ([time.strftime("%a %H:%M", time.localtime(search.deadline))] if args.hours else [])
-    )
-    search.say(f"{search.branch} | scale {search.scale} | proposer {search.proposer} | until {until}")
-    for row in search.rows:
-        search.console.print(result_line(row), markup=False, highlight=False, soft_wrap=True)
-    for line in sandbox.describe(search.settings.sandbox, search.scale, search.settings.memory_gb):
-        search.say(line)
-    reason = loop(search)
-    confirm_best(search)
-    commit_results(repo, search.branch, results_message(search))
-    search.say(summary(search, reason))
-    lock.close()
-    if search.blocked:
-        sys.exit(1)
+    announce(search)
+    try:
+        with Live(get_renderable=lambda: live_view(search), console=search.console, transient=True):
+            reason = loop(search)
+            confirm_best(search)
+    finally:  # also when something unforeseen ends it: no training is left behind
+        search.stop.set()
+        for slot in search.slots:
+            if slot.thread:
+                slot.thread.join(3 * GRACE)
+    draw_progress(search.rows, ROOT / "progress.png")
+    commit_results(search.repo, search.branch, results_message(search))
+    search.say(summary(search, reason, knowledge(search).noise, confirming(search)))
 
 
 def results_message(search: Search) -> str:
     numbers = f": val_bpb {search.kept[0].val_bpb:.6f} -> {search.best:.6f}" if search.kept else ""
-    return f"Results of {search.branch}: {len(search.rows) - 1} experiments{numbers}"
+    return f"Results of {search.branch}: {done_experiments(search)} experiments{numbers}"
+
+
+def main() -> None:
+    started = time.time()
+    args = parse_arguments()
+    check_arguments(args)
+    repo = open_repository(ROOT)
+    with lock(ROOT / "runs", print) as file:
+        clear_stale_locks(repo, print)
+        search = make_search(args, repo, started)
+        search.lock = file
+        try:
+            session(search)
+        except (OSError, git.GitCommandError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
+            reason = getattr(error, "stderr", "") or str(error)
+            fail(f"{one_line(reason)}; mend that, and the same command goes on")
+    if search.blocked:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

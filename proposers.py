@@ -150,17 +150,23 @@ def edit_problem(before: str, after: str) -> str:
 def propose_by_command(context: Context) -> Proposal:
     """Run the user's command in a folder with train.py and all that there is to know, and take train.py back.
 
+    After a crash it runs again on the train.py that crashed, with the end of the log in note.txt.
+
     The command sees the user's whole environment (coding agents need their keys). Its description is the first line of
     description.txt, if it wrote one, else the last line that it printed.
     """
     work = context.folder / "work"
     shutil.rmtree(work, ignore_errors=True)  # of an attempt that failed
     work.mkdir(parents=True)
-    (work / "train.py").write_text(context.best_source)
+    before, note = context.best_source, context.note
+    if context.crash:
+        before = context.crash.source
+        note = f"train.py crashed; mend it. The end of its log:\n{context.crash.tail}"
+    (work / "train.py").write_text(before)
     (work / "program.md").write_text(context.instructions)
     (work / "prepare_data.py").write_text((Path(__file__).parent / "prepare_data.py").read_text())
     (work / "results.tsv").write_text(HEADER + "".join(row.line() for row in context.rows))
-    (work / "note.txt").write_text(context.note)
+    (work / "note.txt").write_text(note)
     limit = min(context.settings.proposal_timeout, context.deadline - time.time())
     ended = run_process(
         ["/bin/sh", "-c", context.command],
@@ -178,7 +184,7 @@ def propose_by_command(context: Context) -> Proposal:
     if not (work / "train.py").is_file():
         raise ProposalFailed("the command removed train.py")
     source = (work / "train.py").read_text(errors="replace")
-    if problem := edit_problem(context.best_source, source):
+    if problem := edit_problem(before, source) or edit_problem(context.best_source, source):
         raise ProposalFailed(f"the command left no edit to run: {problem}")
     described = work / "description.txt"
     text = described.read_text(errors="replace").strip() if described.exists() else printed

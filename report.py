@@ -5,7 +5,9 @@ What a person sees: one line per experiment, progress.png, and the summary that 
 import math
 from pathlib import Path
 
-from judge import confirmed_best
+from rich.text import Text
+
+from judge import Noise, Runs, confirmed_best
 from ledger import Row, one_line, runs_of
 
 
@@ -14,12 +16,28 @@ def gain_text(gain: float, noise: float) -> str:
     return f"{gain:+.6f}, {gain / noise:+.1f} x noise"
 
 
-def result_line(row: Row, reason: str = "") -> str:
+def result_line(row: Row) -> str:
     """One experiment on one line of the screen."""
     number = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
     gain = f"{row.gain:+.6f} ({row.gain / row.noise:+5.1f} x noise)" if math.isfinite(row.gain) else " " * 26
-    why = f"  ({reason})" if reason and row.status not in ("keep", "discard") else ""
+    why = f"  ({row.reason})" if row.reason and row.status not in ("keep", "discard") else ""
     return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{why}"
+
+
+def live_view(search) -> Text:
+    """What runs now, a line per slot, and what the proposer does."""
+    best = f" | best {search.best:.6f}" if search.kept else ""
+    lines = []
+    for slot in search.slots:
+        if slot.task:
+            seed = f" (seed {slot.task.seed})" if slot.task.seed != search.seed else ""
+            name = f"{slot.name}  " if slot.name else ""
+            lines.append(f"{name}{slot.task.candidate.title}{seed} | {slot.line}{best}")
+    if search.asking:
+        lines.append(f"{search.asking.number:4d}  {search.proposer} is thinking")
+    if search.waiting and len(search.slots) > 1:
+        lines.append(f"      {len(search.waiting)} more proposals wait for a slot")
+    return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 
 def draw_progress(rows: list[Row], path: Path) -> None:
@@ -58,11 +76,11 @@ def draw_progress(rows: list[Row], path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def best_lines(search) -> list[str]:
+def best_lines(search, noise: Noise, fresh: Runs) -> list[str]:
     """The best as it was seen, and as fresh seeds confirm it; the baseline; the noise."""
-    baseline, best, noise = search.kept[0], search.kept[-1], search.noise
+    baseline, best = search.kept[0], search.kept[-1]
     after = len([row for row in search.rows if row.number > baseline.number])
-    confirmed = confirmed_best(search.confirming, {}, noise)
+    confirmed = confirmed_best(fresh, {}, noise)
     gain = baseline.val_bpb - best.val_bpb
     lines = [
         f"baseline        {baseline.val_bpb:.6f}  ({len(runs_of(baseline))} runs)",
@@ -81,13 +99,13 @@ def best_lines(search) -> list[str]:
     ]
 
 
-def summary(search, reason: str) -> str:
+def summary(search, reason: str, noise: Noise, fresh: Runs) -> str:
     """What the morning's reader wants first."""
     lines = ["", f"{search.branch}: {reason}."]
     if search.kept:
-        lines += best_lines(search)
-    if cost := sum(row.cost for row in search.rows) + search.unbooked.cost:
-        lines += [f"spent           ${cost:.2f} on {sum(row.tokens for row in search.rows):,} tokens"]
+        lines += best_lines(search, noise, fresh)
+    if search.spent:
+        lines += [f"spent           ${search.spent:.2f} on {search.tokens:,} tokens"]
     number = search.kept[-1].number if search.kept else 0
     lines += [
         "",
@@ -95,6 +113,6 @@ def summary(search, reason: str) -> str:
         f"  git log --oneline {search.branch}",
         f"  git show refs/autoresearch/{search.tag}/{number:04d}      # any experiment by its number, kept or not",
         "  column -ts $'\\t' results.tsv | less -S",
-        f"  runs/{search.tag}/loop.log, runs/{search.tag}/{number:04d}/run.log, progress.png",
+        f"  runs/{search.tag}/loop.log, runs/{search.tag}/{number:04d}/seed*/run.log, progress.png",
     ]
     return "\n".join(lines)

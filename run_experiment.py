@@ -154,6 +154,7 @@ class RunResult:
     summary: dict[str, float] = field(default_factory=dict)  # the lines after the final ---
     error: str = ""  # one line: why there is no number
     tail: str = ""  # the last 30 lines of the log
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
 
 
 def last_lines(text: str, count: int = 30) -> str:
@@ -181,6 +182,13 @@ def parse_progress(tail: str) -> str:
     return tail.rpartition("\n")[2].rpartition("\r")[2].strip()
 
 
+def parse_losses(log: str, points: int = 12) -> list[tuple[float, float]]:
+    """(percent of the budget, loss) at about as many points of a training, evenly spaced, the last included."""
+    steps = re.findall(r"\| +(\d+\.\d) % \| loss (\d+\.\d+)", log)
+    every = max(1, len(steps) // points)
+    return [(float(percent), float(loss)) for percent, loss in steps[::-1][::every][::-1]]
+
+
 def safe_environment(scale: str, seed: int) -> dict[str, str]:
     """The variables that a training may see: a list of what is let through, so that no secret is forgotten."""
     env = {name: value for name, value in os.environ.items() if SAFE_VARIABLES.fullmatch(name)}
@@ -203,10 +211,11 @@ def run_experiment(
     on_progress: Callable[[str], None] = lambda line: None,
     sandbox_mode: str = "auto",
     limits: dict[str, int] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> RunResult:
     """Train the text `source` once, for at most `kill_after` seconds; train.py and run.log are left in `folder`.
 
-    `limits`: those of sandbox.make_limits() that shall be others.
+    `limits`: those of sandbox.make_limits() that shall be others; `environment`: of the slot, like the GPU to use.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +226,7 @@ def run_experiment(
     ended = run_process(
         sandbox.command_line(command, folder, scale, sandbox_mode, GRACE, bounds),
         folder,
-        safe_environment(scale, seed),
+        safe_environment(scale, seed) | (environment or {}),
         folder / "run.log",
         kill_after,
         should_stop,
@@ -227,7 +236,8 @@ def run_experiment(
     sandbox.tidy(folder)
     sandbox.prune_caches()
     summary, tail = parse_summary(ended.tail), last_lines(ended.tail)
-    result = RunResult("ok", ended.seconds, summary=summary, tail=tail)
+    losses = parse_losses((folder / "run.log").read_text(errors="replace"))
+    result = RunResult("ok", ended.seconds, summary=summary, tail=tail, losses=losses)
     if ended.how == "timeout":
         result.status, result.error = "timeout", f"killed after {kill_after:.0f} s"
     elif ended.how == "stopped":

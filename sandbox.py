@@ -156,9 +156,9 @@ def mode_problem(mode: str) -> str:
     return f"`sandbox: on`, but {problem}" if problem else ""
 
 
-def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = None) -> list[str]:
+def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = None, runs: int = 1) -> list[str]:
     """The plain lines that say at the start of a search what a run is kept from, and what not."""
-    limits = make_limits(scale, memory_gb)
+    limits = make_limits(scale, memory_gb, runs)
     bounds = (
         f"{limits['processes']} processes, {limits['memory'] / GB:.0f} GB memory, {limits['disk'] / GB:.0f} GB disk"
     )
@@ -186,9 +186,9 @@ def machine_memory() -> int:
     return min(sizes)
 
 
-def make_limits(scale: str, memory_gb: float | None = None) -> dict[str, int]:
-    """What one run may use up, in bytes and numbers. `memory_gb` None: half the machine's memory."""
-    memory = int(memory_gb * GB) if memory_gb else machine_memory() // 2
+def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> dict[str, int]:
+    """What one run may use up, in bytes and numbers. `memory_gb` None: half the machine's, for all `runs`."""
+    memory = int(memory_gb * GB) if memory_gb else machine_memory() // (2 * runs)
     return {
         "processes": PROCESSES,
         "threads": THREADS,

@@ -32,13 +32,20 @@ def git(folder, *args) -> str:
     return subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def make_repository(folder: Path, train: str = STUB) -> Path:
-    """A fresh git repository with the project's files and `train` as train.py."""
+def make_repository(folder: Path, train: str = STUB, serial: bool = True) -> Path:
+    """A fresh git repository with the project's files and `train` as train.py.
+
+    `serial`: nothing is proposed ahead and nothing repaired, so that an edit sees the row of the one before it.
+    """
     folder.mkdir(parents=True)
     for name in FILES:
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "results.tsv").write_text(HEADER)
     (folder / "train.py").write_text(train)
+    if serial:
+        program = (folder / "program.md").read_text()
+        program = program.replace("look_ahead: null", "look_ahead: 0   ").replace("repairs: 2", "repairs: 0")
+        (folder / "program.md").write_text(program)
     git(folder, "init", "-q", "-b", "main")
     git(folder, "config", "user.email", "test@localhost")
     git(folder, "config", "user.name", "test")
@@ -95,7 +102,9 @@ def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Complet
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return read_rows(folder / "results.tsv")
+    rows, broken = read_rows(folder / "results.tsv")
+    assert not broken
+    return rows
 
 
 def check_invariants(folder: Path) -> None:
