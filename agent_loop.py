@@ -254,16 +254,15 @@ def proposal_failed(search: Search, failure: ProposalFailed, crashed: Candidate 
     """Say it, remember it for the next proposal, wait a little longer each time. CannotPropose ends the session."""
     if search.stop.is_set() and not failure.usage.tokens:
         return
-    usage = failure.usage
+    usage, search.refusals = failure.usage, search.refusals + 1 if isinstance(failure, Refused) else 0
     search.note_event("failed", after=len(search.rows), reason=str(failure), cost=usage.cost, tokens=usage.tokens)
     search.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
     if crashed:
         record(search, crashed, verdict_of_failed(search, crashed))
-        return
-    search.failures += 1
-    search.refusals = search.refusals + 1 if isinstance(failure, Refused) else 0
-    search.note = f"The last proposal failed: {failure}"
-    search.ask_after = time.time() + (min(2 ** (search.failures - 2), 300) if search.failures > 1 else 0)
+    else:
+        search.failures += 1
+        search.note = f"The last proposal failed: {failure}"
+        search.ask_after = time.time() + (min(2 ** (search.failures - 2), 300) if search.failures > 1 else 0)
     if isinstance(failure, CannotPropose):
         search.blocked = str(failure)
     elif search.refusals >= search.settings.max_refusals:
@@ -496,20 +495,19 @@ def run_folder(search: Search, task: Task) -> Path:
 
 def work_on(search: Search, slot: Slot, task: Task) -> None:
     """In a slot's thread: train once, then have run_ended() called; a fault of ours is raised there."""
-    folder, settings = run_folder(search, task), search.settings
+    folder = run_folder(search, task)
     try:
         (folder / audit.RECORD).unlink(missing_ok=True)  # of a run that was stopped
         result = search.train(
+            search,
+            slot,
             task.candidate.proposal.source,
             task.seed,
             search.scale,
             folder,
             search.kill_after,
-            should_stop=lambda: search.stop.is_set() or time.time() > search.deadline,
-            on_progress=lambda line: setattr(slot, "line", line),
-            sandbox_mode=settings.sandbox,
-            limits=sandbox.make_limits(search.scale, settings.memory_gb, len(search.slots)),
-            environment=slot.environment,
+            lambda: search.stop.is_set() or time.time() > search.deadline,
+            lambda line: setattr(slot, "line", line),
         )
     except Exception as error:
         search.events.put(functools.partial(run_broke, search, slot, task, error))
@@ -517,9 +515,36 @@ def work_on(search: Search, slot: Slot, task: Task) -> None:
     search.events.put(functools.partial(run_ended, search, slot, task, result))
 
 
+def train_here(search: Search, slot: Slot, *arguments) -> RunResult:
+    """run_experiment() on this machine."""
+    limits = sandbox.make_limits(search.scale, search.settings.memory_gb, len(search.slots))
+    options = {"sandbox_mode": search.settings.sandbox, "limits": limits, "environment": slot.environment}
+    return run_experiment(*arguments, **options)
+
+
+def train_on_cluster(search: Search, slot: Slot, *arguments) -> RunResult:
+    """The same on whichever node of the Ray cluster has room. Raises Blocked if a node is not fit for it."""
+    import cluster
+    import prepare_data
+
+    options = {"sandbox_mode": search.settings.sandbox, "memory_gb": search.settings.memory_gb}
+    fingerprint = prepare_data.read_meta()["fingerprint"]
+    try:
+        return cluster.run_on_cluster(*arguments, say=search.say, expected_fingerprint=fingerprint, **options)
+    except cluster.ClusterError as error:
+        raise Blocked(str(error)) from error
+
+
+class Blocked(Exception):
+    """What only a person can mend, in one line."""
+
+
 def run_broke(search: Search, slot: Slot, task: Task, error: Exception) -> None:
     """No result, and not the candidate's fault: again once the disk has room, else the session ends with the error."""
     slot.task, slot.line = None, ""
+    if isinstance(error, Blocked):
+        search.blocked = str(error)
+        return
     gone = not run_folder(search, task).exists()
     if not (isinstance(error, OSError) and (gone or cannot_write(search))):
         raise error
@@ -1008,7 +1033,9 @@ def lock(folder: Path, say: Callable[[str], None]):
 def make_slots(args: argparse.Namespace, scale: str) -> list[Slot]:
     """One slot, one per GPU, or as many as were asked for; the CPU's threads are divided between them."""
     if args.ray:
-        return [Slot(f"ray {number}") for number in range(1)]
+        import cluster
+
+        return [Slot(f"ray {number}") for number in range(cluster.connect(args.ray, scale))]
     names = visible_gpus(args.gpus) if args.gpus else [str(number) for number in range(args.slots or 1)]
     if args.gpus and scale == "cpu":
         fail("--gpus is for the h100 scale; at the cpu scale give --slots N")
@@ -1049,7 +1076,7 @@ def make_search(args: argparse.Namespace, repo: git.Git, started: float) -> Sear
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         console=Console(),
         slots=make_slots(args, prepare_data.SCALE),
-        train=run_experiment,
+        train=train_on_cluster if args.ray else train_here,
         settings=settings,
         instructions=instructions,
     )
@@ -1083,7 +1110,7 @@ def session(search: Search) -> None:
         search.stop.set()
         for slot in search.slots:
             if slot.thread:
-                slot.thread.join(3 * GRACE)
+                slot.thread.join(8 * GRACE)
     draw_progress(search.rows, ROOT / "progress.png")
     commit_results(search.repo, search.branch, results_message(search))
     search.say(summary(search, reason, knowledge(search).noise, confirming(search)))

@@ -45,7 +45,8 @@ NATIVE = "calls native code (a Triton kernel is fine)"
 TORCH = "changes what torch's own functions do"
 
 MODULES = {  # refused wherever they are imported, unless the baseline imports them
-    LOOP: "agent_loop audit judge ledger mutate proposers report researcher run_experiment sandbox settings",
+    LOOP: "agent_loop audit cluster judge ledger mutate prompt proposers report repository researcher run_experiment "
+    "sandbox search settings",
     NETWORK: "socket socketserver ssl urllib http ftplib smtplib poplib imaplib telnetlib xmlrpc webbrowser requests "
     "httpx httpx2 aiohttp urllib3 websockets anthropic openai huggingface_hub datasets kernels transformers wandb git",
     PROCESSES: "subprocess multiprocessing pty psutil joblib ray sched torch.multiprocessing torch.utils.data",
@@ -414,16 +415,17 @@ def find_clock(tree: Tree) -> Iterator[Finding]:
             yield 0, f"does not use {name}", name
     for value in printed("training_seconds", tree):
         sources = assigned(value.id, tree) if isinstance(value, ast.Name) else [value]
-        if not all(reads_clock(source, tree, set()) for source in sources):
+        sources = [source for source in sources if not (isinstance(source, ast.Constant) and source.value == 0)]
+        if not sources or not all(reads_clock(source, tree, set()) for source in sources):
             yield value.lineno, "training_seconds is not measured with training_clock()", ast.unparse(value)
 
 
 def reads_clock(value: ast.AST, tree: Tree, seen: set[str]) -> bool:
-    """Whether a value comes from training_clock(), by whatever names, or is a plain 0 to begin with."""
+    """Whether a value comes from training_clock(), by whatever names."""
     names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} - seen
-    if "training_clock" in names or (isinstance(value, ast.Constant) and not value.value):
-        return True
-    return any(reads_clock(source, tree, seen | names) for name in names for source in assigned(name, tree))
+    return "training_clock" in names or any(
+        reads_clock(source, tree, seen | names) for name in names for source in assigned(name, tree)
+    )
 
 
 def find_threads(tree: Tree) -> Iterator[Finding]:
@@ -491,7 +493,7 @@ def measure_expected() -> dict:
         "tokens": rows[:, 1:].size,
         "lowest_bpb": lowest_believable(rows, tokenizer),
         "time_budget": 0 if prepare_data.STEPS else prepare_data.TIME_BUDGET,  # 0: by steps, whatever they take
-        "clock": "cpu" if prepare_data.default_device() == "cpu" else "wall",
+        "clock": "cpu" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, from before_clock(), once it has run
     }
 

@@ -136,7 +136,7 @@ def edit_problem(before: str, after: str) -> str:
         return "train.py is empty"
     try:
         before_tree, after_tree = ast.parse(before), ast.parse(after)
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting without end
         return f"train.py does not parse: {error}"
     if ast.dump(before_tree) == ast.dump(after_tree):
         return "only comments or layout of train.py changed; the run would be the same"

@@ -51,7 +51,7 @@ from repository import (
     file_at,
     run_git,
 )
-from run_experiment import ROOT, RunResult, fail, run_experiment
+from run_experiment import ROOT, RunResult, fail
 from settings import Settings
 
 # What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
@@ -121,7 +121,7 @@ class Search:
     deadline: float  # time.time() at which everything has to be over
     console: Console
     slots: list[Slot]
-    train: Callable[..., RunResult] = run_experiment
+    train: Callable[..., RunResult]  # (search, slot, what run_experiment takes) -> RunResult
     stop: threading.Event = field(default_factory=threading.Event)
     events: queue.Queue = field(default_factory=queue.Queue)  # functions to call: what a thread has come back with
     settings: Settings = field(default_factory=Settings)
