@@ -97,6 +97,7 @@ from repository import (
     open_repository,
     repair_ref,
     run_git,
+    same_file,
 )
 from researcher import check_key, propose_by_claude
 from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
@@ -357,9 +358,8 @@ def number_of(search: Search, commit: str) -> int:
 
 def base_changed_by_hand(search: Search) -> bool:
     """Whether a commit of the user's gave the branch another train.py than the best; the search is then blocked."""
-    best = search.source_of(search.kept[-1].number)
-    if file_at(search.repo, search.head, "train.py") != best:
-        number = search.kept[-1].number
+    number = search.kept[-1].number
+    if not same_file(search.repo, f"refs/heads/{search.branch}", experiment_ref(search.tag, number), "train.py"):
         search.blocked = (
             f"train.py of {search.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
             f"undo that with git revert, or begin another --tag from it"
@@ -721,13 +721,13 @@ def record(search: Search, candidate: Candidate, verdict: Verdict) -> None:
     row = row_of(search, candidate, verdict)
     ref = experiment_ref(search.tag, candidate.number)
     source = candidate.proposal.source
-    before = file_at(search.repo, search.head, "train.py")
     message = result_message(search, candidate, verdict, row)
     commit = commit_file(search.repo, parent_of(search, candidate), "train.py", source, message, ref)
     row.commit = commit[:7]
     append_line(search.results, row.line())
     search.rows.append(row)
     if verdict.status == "keep":
+        before = file_at(search.repo, search.head, "train.py")
         run_git(search.repo, "update-ref", f"refs/heads/{search.branch}", commit)
         follow_best(search, before)
     del search.candidates[candidate.number]
@@ -879,7 +879,8 @@ def reason_to_stop(search: Search) -> str:
 
 def done_experiments(search: Search) -> int:
     """Rows of the search, its baseline not counted."""
-    return sum(row.number > search.kept[0].number for row in search.rows) if search.kept else 0
+    first = next((row.number for row in search.rows if row.status == "keep"), math.inf)
+    return sum(row.number > first for row in search.rows)
 
 
 def experiments_left(search: Search) -> float:
@@ -914,11 +915,16 @@ def confirm_best(search: Search) -> None:
 
 
 def draw_if_due(search: Search) -> None:
-    """progress.png anew when there are new rows, but not so often that it costs time."""
-    rows, when = search.drawn
-    if len(search.rows) > rows and time.time() > when + DRAW_EVERY:
-        draw_progress(search.rows, ROOT / "progress.png")
-        search.drawn = (len(search.rows), time.time())
+    """progress.png anew, beside everything else, when there are new rows; but not again and again."""
+    if len(search.rows) == search.drawn or time.time() < search.draw_after:
+        return
+    if search.drawing and search.drawing.is_alive():
+        return
+    search.drawn, search.draw_after = len(search.rows), time.time() + DRAW_EVERY
+    search.drawing = threading.Thread(
+        target=draw_progress, args=(list(search.rows), ROOT / "progress.png"), daemon=True
+    )
+    search.drawing.start()
 
 
 # -----------------------------------------------------------------------------
@@ -1111,6 +1117,8 @@ def session(search: Search) -> None:
         for slot in search.slots:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
+    if search.drawing:
+        search.drawing.join()
     draw_progress(search.rows, ROOT / "progress.png")
     commit_results(search.repo, search.branch, results_message(search))
     search.say(summary(search, reason, knowledge(search).noise, confirming(search)))

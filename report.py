@@ -42,16 +42,14 @@ def live_view(search) -> Text:
 
 def draw_progress(rows: list[Row], path: Path) -> None:
     """The best val_bpb so far as a line, every experiment as a dot; written whole or not at all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     measured = [row for row in rows if row.val_bpb]
     kept = [row for row in measured if row.status == "keep"]
     if not kept:
         return
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")  # not pyplot's: this may be another thread
+    axes = figure.subplots()
     others = [row for row in measured if row.status != "keep"]
     axes.scatter([row.number for row in others], [row.val_bpb for row in others], s=14, c="0.7", label="discarded")
     last = max(row.number for row in rows)
@@ -72,7 +70,6 @@ def draw_progress(rows: list[Row], path: Path) -> None:
     )
     axes.legend(loc="upper right")
     figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
-    plt.close(figure)
     path.with_suffix(".tmp").replace(path)
 
 

@@ -4,6 +4,7 @@ Git, as the loop uses it: commits are objects kept by refs; the user's index and
 Every call is a short git process of its own, so a kill at any point leaves a valid repository.
 """
 
+import functools
 import os
 import re
 import signal
@@ -137,13 +138,24 @@ def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, 
 
     One git process does it all (git fast-import); nothing else changes: no index, no working tree.
     """
-    who = run_git(repo, "var", "GIT_COMMITTER_IDENT")
-    head = f"commit {ref}\nmark :1\ncommitter {who}\n".encode()
+    head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {int(time.time())} +0000\n".encode()
     body = b"from %s\nM 100644 inline %s\n" % (parent.encode(), name.encode())
     with tempfile.TemporaryFile() as stream:
         stream.write(head + data_block(message) + body + data_block(text) + b"get-mark :1\ndone\n")
         stream.seek(0)
         return run_git(repo, "fast-import", "--quiet", "--force", "--done", istream=stream)
+
+
+@functools.cache
+def committer(repo: git.Git) -> str:
+    """Name and address that commits are made under."""
+    return run_git(repo, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]
+
+
+def same_file(repo: git.Git, one: str, other: str, name: str) -> bool:
+    """Whether a file is the same in two commits."""
+    blobs = run_git(repo, "rev-parse", "-q", f"{one}:{name}", f"{other}:{name}", check=False).split()
+    return len(blobs) == 2 and blobs[0] == blobs[1]
 
 
 def data_block(text: str) -> bytes:

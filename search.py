@@ -131,6 +131,7 @@ class Search:
     rows: list[Row] = field(default_factory=list)
     journal: list[dict] = field(default_factory=list)
     runs: dict[int, list[dict]] = field(default_factory=dict)  # the journal's runs, by experiment
+    sources: dict[int, str] = field(default_factory=dict)  # the train.py of kept experiments
     known: tuple = ()  # knowledge(), and what it was made from
     next_number: int = 0
     waiting: deque[Waiting] = field(default_factory=deque)
@@ -145,7 +146,9 @@ class Search:
     blocked: str = ""  # what only a person can mend
     complaint: str = ""  # why nothing can be written at present
     lock: object = None  # the open file that tells other loops of this one
-    drawn: tuple = (0, 0.0)  # rows on progress.png, and when it was drawn
+    drawn: int = 0  # rows on progress.png
+    drawing: threading.Thread | None = None
+    draw_after: float = 0.0  # time.time() before which it is not drawn again
 
     @property
     def branch(self) -> str:
@@ -194,7 +197,11 @@ class Search:
         return self.settings.kill_after or max(2 * self.time_budget, self.time_budget + 60)
 
     def source_of(self, number: int) -> str:
-        return file_at(self.repo, experiment_ref(self.tag, number), "train.py")
+        """The train.py of an experiment; those of kept ones, which never change, are remembered."""
+        source = self.sources.get(number) or file_at(self.repo, experiment_ref(self.tag, number), "train.py")
+        if self.rows and any(row.number == number for row in self.kept):
+            self.sources[number] = source
+        return source
 
     def note_event(self, event: str, **values) -> None:
         """Add to the journal."""
