@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prepare_data import (
     MAX_SEQ_LEN,
@@ -33,6 +34,7 @@ from prepare_data import (
     STEPS,
     TIME_BUDGET,
     Tokenizer,
+    default_device,
     evaluate_bpb,
     make_dataloader,
     training_clock,
@@ -48,6 +50,7 @@ if SCALE == "h100":
     DEPTH = 9  # layers: the one dial, width and heads follow
     ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
     HEAD_DIM = 128
+    BIGRAM_ROWS = 65_536  # embeddings that pairs of tokens are hashed to; 1 would be a mere bias
     TOTAL_BATCH_SIZE = 262_144  # tokens per step
     MATRIX_LR = 0.04
     UNEMBEDDING_LR = 0.005
@@ -56,6 +59,7 @@ else:
     DEPTH = 2
     ASPECT_RATIO = 32
     HEAD_DIM = 32
+    BIGRAM_ROWS = 16_384
     TOTAL_BATCH_SIZE = 2048
     MATRIX_LR = 0.08
     UNEMBEDDING_LR = 0.01
@@ -91,6 +95,8 @@ MUON_MOMENTUM_LAST = 0.90  # at the end of the warm-down
 MUON_BETA2 = 0.9
 EMBEDDING_LR = 0.9
 EMBEDDING_WEIGHT_DECAY = 0.001
+BIGRAM_LR = 0.45
+BIGRAM_WEIGHT_DECAY = 0.003
 VALUE_EMBEDDING_LR = 0.45
 VALUE_EMBEDDING_WEIGHT_DECAY = 0.003
 UNEMBEDDING_WEIGHT_DECAY = 0.01
@@ -106,22 +112,51 @@ FINAL_LR_FRACTION = 0.05
 # Attention
 
 
+# For full causal attention, the fastest on Hopper first; each does what those before it can't.
+FULL_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+# FlashAttention-2 with a window is in the wheel, for Ampere (compute capability 8) and later.
+HAS_FLASH = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def attend(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) in which a position sees itself and `window` - 1 before it."""
-    B, T, H, D = q.shape
-    if q.is_cuda and window < T:
-        # FlashAttention-2 with a window, in the wheel; the batch is one packed sequence of B documents of length T.
-        from torch.nn.attention.varlen import varlen_attn
-
-        offsets = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
-        q, k, v = (x.reshape(B * T, H, D) for x in (q, k, v))
-        return varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(window - 1, 0)).view(B, T, H, D)
+    T = q.size(1)
+    if window < T and q.is_cuda:
+        return (flash_window if HAS_FLASH else flex_window)(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if window >= T:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    else:
+    if window < T:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=band_mask(T, window, q.device))
+    else:
+        with sdpa_kernel(FULL_KERNELS, set_priority=True):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return y.transpose(1, 2)
+
+
+def flash_window(q, k, v, window):
+    """attend() where window < T on a GPU: the batch is one packed sequence of B documents of length T."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, T, H, D = q.shape
+    offsets = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+    q, k, v = (x.reshape(B * T, H, D) for x in (q, k, v))
+    return varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(window - 1, 0)).view(B, T, H, D)
+
+
+def flex_window(q, k, v, window):
+    """attend() where window < T on a GPU without FlashAttention-2."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(batch, head, query, key):
+        return (query >= key) & (query - key < window)
+
+    T = q.size(1)
+    mask = create_block_mask(visible, None, None, T, T, device=q.device)
+    return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
 
 @functools.cache
@@ -164,6 +199,12 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
+def bigram_hash(idx):
+    """(B, T) tokens -> (B, T) rows of the bigram embedding, from each token and the one before it."""
+    before = F.pad(idx, (1, 0))[:, :-1]
+    return (before * 36_313 + idx * 27_191) % BIGRAM_ROWS
+
+
 def has_value_embedding(layer, n_layer):
     """Alternate layers, the last included."""
     return (n_layer - 1 - layer) % 2 == 0
@@ -204,6 +245,7 @@ class GPT(nn.Module):
         self.config = config
         dim, layers = config.n_embd, config.n_layer
         self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.bigram_embedding = nn.Embedding(BIGRAM_ROWS, dim)
         self.value_embeddings = nn.ModuleDict(
             {str(i): nn.Embedding(config.vocab_size, dim) for i in range(layers) if has_value_embedding(i, layers)}
         )
@@ -224,6 +266,7 @@ class GPT(nn.Module):
     def init_weights(self):
         bound = MATRIX_INIT * 3**0.5 * self.config.n_embd**-0.5  # of a uniform with standard deviation dim^-0.5
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_INIT)
+        nn.init.zeros_(self.bigram_embedding.weight)
         nn.init.normal_(self.lm_head.weight, std=HEAD_INIT)
         for embedding in self.value_embeddings.values():
             nn.init.uniform_(embedding.weight, -bound, bound)
@@ -236,9 +279,10 @@ class GPT(nn.Module):
             if block.gate is not None:
                 nn.init.uniform_(block.gate.weight, 0, 0.02)
 
-    def forward(self, idx):
+    def features(self, idx):
+        """(B, T) token ids -> (B, T, n_embd) normed states, which the head makes logits of."""
         cos, sin = self.cos[:, : idx.size(1)], self.sin[:, : idx.size(1)]
-        x = norm(self.embedding(idx))
+        x = norm(self.embedding(idx) + self.bigram_embedding(bigram_hash(idx)))
         x = x.bfloat16() if x.is_cuda else x  # the residual stream; the scalars have no dimension, so it stays bf16
         smear = self.smear_scalar * torch.sigmoid(self.smear_gate(x[:, 1:, :SMEAR_CHANNELS]))
         x = torch.cat((x[:, :1], x[:, 1:] + smear * x[:, :-1]), dim=1)  # each token sees a little of the one before
@@ -249,14 +293,66 @@ class GPT(nn.Module):
             x = block(x, value_embedding, cos, sin)
             if i == (len(self.blocks) - 1) // 2:
                 middle = x
-        x = norm(x - self.backout_scalar * middle)  # what only served the early layers is taken out again
-        logits = self.lm_head(x).float()
-        return SOFTCAP * torch.tanh(logits / SOFTCAP)
+        return norm(x - self.backout_scalar * middle)  # what only served the early layers is taken out again
+
+    def forward(self, idx):
+        return capped_logits(self.features(idx), self.lm_head.weight)
 
     def flops_per_token(self):
         """Training FLOPs: 6 per matmul parameter, 12 per attended position and channel."""
         matmul = sum(p.numel() for p in self.blocks.parameters()) + self.lm_head.weight.numel()
         return 6 * matmul + 12 * self.config.n_embd * sum(self.config.windows)
+
+
+# -----------------------------------------------------------------------------
+# Loss
+
+
+def capped_logits(x, weight):
+    """Logits (..., vocab_size) of states (..., n_embd) under the head's weight, at least float32, softly capped."""
+    logits = F.linear(x, weight.to(x.dtype))
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    return SOFTCAP * torch.tanh(logits / SOFTCAP)
+
+
+def summed_loss(x, weight, targets):
+    """What is trained on: the cross-entropy in nats, summed over (N, n_embd) states and (N,) targets."""
+    return F.cross_entropy(capped_logits(x, weight), targets, reduction="sum")
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The mean of summed_loss() per token, a chunk of the tokens at a time: the float32 logits never exist whole.
+
+    The forward pass computes the gradients too, as all that can still change them is a factor: so no logits are kept
+    for the backward pass, and none are computed twice. Whatever summed_loss() becomes, this needs no change.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, chunk):
+        loss_and_gradients = torch.func.grad_and_value(summed_loss, argnums=(0, 1))
+        head = weight.to(x.dtype)
+        total, x_grads, weight_grad = 0, [], 0
+        for some_x, some_targets in zip(x.split(chunk), targets.split(chunk), strict=True):
+            (x_grad, head_grad), loss = loss_and_gradients(some_x, head, some_targets)
+            total, weight_grad = total + loss, weight_grad + head_grad.to(weight.dtype)
+            x_grads.append(x_grad)
+        ctx.save_for_backward(torch.cat(x_grads), weight_grad)
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x_grad, weight_grad = ctx.saved_tensors
+        factor = grad / len(x_grad)
+        return x_grad * factor, weight_grad * factor, None, None
+
+
+def mean_loss(model, inputs, targets):
+    """Nats per token of (B, T) inputs and targets. The logits of a CPU's small batch are cheaper whole."""
+    x, targets = model.features(inputs).flatten(0, 1), targets.flatten()
+    if x.is_cuda:
+        chunk = 16_384  # tokens: 0.27 GB of bf16 logits at a vocabulary of 8192
+        return ChunkedLoss.apply(x, model.lm_head.weight, targets, chunk)
+    return summed_loss(x, model.lm_head.weight, targets) / len(targets)
 
 
 # -----------------------------------------------------------------------------
@@ -337,12 +433,13 @@ def build_optimizers(model):
         return {"params": list(params), "lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
 
     smear = [*model.smear_gate.parameters(), model.smear_scalar, model.backout_scalar]
-    values = model.value_embeddings.parameters()
+    values, bigrams = model.value_embeddings.parameters(), model.bigram_embedding.parameters()
     # The scalars' eps is larger: their first gradient is rounding noise only, which Adam would make a full step of.
     adam_groups = [
         group(model.lm_head.parameters(), UNEMBEDDING_LR * adam_scale, (0.8, 0.96), UNEMBEDDING_WEIGHT_DECAY),
         group(model.embedding.parameters(), EMBEDDING_LR * adam_scale, (0.8, 0.995), EMBEDDING_WEIGHT_DECAY),
         group(values, VALUE_EMBEDDING_LR * adam_scale, (0.8, 0.995), VALUE_EMBEDDING_WEIGHT_DECAY),
+        group(bigrams, BIGRAM_LR * adam_scale, (0.8, 0.995), BIGRAM_WEIGHT_DECAY),
         group([model.residual_scalars], RESIDUAL_LR, (0.8, 0.95), 0.05, eps=1e-6),
         group([model.x0_scalars], X0_LR, (0.96, 0.95), eps=1e-6),
         group(smear, SMEAR_LR, (0.8, 0.95), eps=1e-6),
@@ -382,7 +479,7 @@ def set_schedule(optimizers, step, progress):
 # Setup
 
 torch.manual_seed(SEED)
-device = "cuda" if torch.cuda.is_available() else "cpu"
+device = default_device()
 if device == "cuda":
     torch.set_float32_matmul_precision("high")
     autocast = torch.autocast("cuda", torch.bfloat16)
@@ -398,8 +495,8 @@ config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
 rows_per_step = max(1, round(TOTAL_BATCH_SIZE / MAX_SEQ_LEN))
 passes = math.ceil(rows_per_step / max(1, DEVICE_BATCH_SIZE))
 rows_per_pass = round(rows_per_step / passes)
-tokens_per_step = passes * rows_per_pass * MAX_SEQ_LEN
-batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
+rows_per_step = passes * rows_per_pass
+tokens_per_step = rows_per_step * MAX_SEQ_LEN
 
 model = GPT(config).to(device)
 model.init_weights()
@@ -415,17 +512,10 @@ print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.w
 # -----------------------------------------------------------------------------
 # Training
 
-
-def mean_loss(inputs, targets):
-    """Cross-entropy in nats per token of (B, T) inputs and targets."""
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-
-
+training_loss, scoring_model = functools.partial(mean_loss, model), model
 if device == "cuda":
-    training_loss = torch.compile(mean_loss, dynamic=False)  # the loss too: its float32 logits are the largest tensor
-    scoring_model = torch.compile(model, dynamic=False)
-else:
-    training_loss, scoring_model = mean_loss, model
+    training_loss = torch.compile(training_loss, dynamic=False, fullgraph=True)
+    scoring_model = torch.compile(model, dynamic=False, fullgraph=True)
 
 
 def train_step(batches, step, progress):
@@ -460,15 +550,43 @@ def stop_if_diverged(value, step):
         sys.exit(1)
 
 
+def fits_in_memory(batch):
+    """Take two steps on one batch, which compiles everything. Returns False if they ran out of the GPU's memory."""
+    try:
+        for _ in range(2):
+            train_step(itertools.repeat(batch), 0, 0.0).item()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def undo_steps(weights):
+    """Put everything back to where the seed set it."""
+    model.load_state_dict(weights)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+        optimizer.state.clear()
+    torch.manual_seed(SEED)
+
+
 # Compile and warm up on steps that are undone: no training happens before the clock starts.
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-first_batch = next(batches)
-for _ in range(2):
-    train_step(itertools.repeat(first_batch), 0, 0.0).item()
-model.load_state_dict(weights)
-for optimizer in optimizers:
-    optimizer.state.clear()
-torch.manual_seed(SEED)
+while True:
+    batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
+    first_batch = next(batches)
+    fits = fits_in_memory(first_batch)
+    undo_steps(weights)
+    if fits:
+        break
+    if rows_per_pass == 1:
+        sys.exit("out of memory with one row per pass: the model is too large for this GPU")
+    # Half the rows or fewer per pass, and as many more passes: the step stays what it was.
+    passes = next(n for n in range(2 * passes, rows_per_step + 1) if rows_per_step % n == 0)
+    rows_per_pass = rows_per_step // passes
+    print(f"out of memory: now {passes} passes of {rows_per_pass} rows per step")
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 batches = itertools.chain([first_batch], batches)
 del weights
 gc.disable()  # a collection would stall the GPU in mid-step

@@ -1,10 +1,14 @@
 """train.py: its parts against plain references, in float64 where that sharpens the comparison, and whole short runs."""
 
 import ast
+import functools
+import gc
+import itertools
 import math
 import os
 import re
 import resource
+import runpy
 import subprocess
 import sys
 import types
@@ -12,6 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mutate import constant_assignments
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "train.py").read_text()
@@ -20,10 +32,13 @@ VOCABULARY, T = 64, 32
 torch.set_num_threads(1)  # two are slower than one where anything else runs
 
 
+numbers = itertools.count()
+
+
 def load(definitions=DEFINITIONS):
     """The definitions part of train.py as a module."""
-    module = types.ModuleType("train_definitions")
-    sys.modules[module.__name__] = module  # @dataclass looks its module up
+    module = types.ModuleType(f"train_definitions_{next(numbers)}")
+    sys.modules[module.__name__] = module  # @dataclass looks its module up, torch.compile too
     exec(compile(definitions, "train.py", "exec"), module.__dict__)
     return module
 
@@ -115,6 +130,27 @@ def test_window_as_long_as_the_row_is_full_attention():
     torch.testing.assert_close(train.attend(q, k, v, T), train.attend(q, k, v, 10 * T), rtol=0, atol=0)
 
 
+def packed_attention(q, k, v, starts_q, starts_k, longest_q, longest_k, window_size):
+    """What torch documents of varlen_attn, whose kernel needs a GPU: documents packed into (tokens, heads, head_dim),
+    each with attention from `window_size[0]` positions before to `window_size[1]` after."""
+    assert torch.equal(starts_q, starts_k) and longest_q == longest_k == starts_q.diff().max()
+    assert window_size[1] == 0
+    documents = zip(*(x[None].split(starts_q.diff().tolist(), 1) for x in (q, k, v)), strict=True)
+    return torch.cat([dense_attention(*document, window_size[0] + 1)[0] for document in documents])
+
+
+@pytest.mark.parametrize("window", [1, 5, T - 1])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_windowed_attention_for_a_gpu_is_that_of_a_dense_mask(window, monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, T, 3, 8, dtype=torch.float64)
+    expected = dense_attention(q, k, v, window)
+    torch.testing.assert_close(train.flash_window(q, k, v, window), expected)
+    q, k, v, expected = (x.float() for x in (q, k, v, expected))
+    torch.testing.assert_close(train.flex_window(q, k, v, window), expected)
+
+
 def test_rotary_keeps_lengths_and_sees_only_distances():
     model = small_model()
     torch.manual_seed(0)
@@ -133,6 +169,17 @@ def test_value_embeddings_are_on_alternate_layers_with_the_last(depth, layers):
     model = small_model(depth=depth)
     assert sorted(map(int, model.value_embeddings)) == layers
     assert [i for i, block in enumerate(model.blocks) if block.gate is not None] == layers
+
+
+def test_bigram_hash_sees_a_token_and_the_one_before_it():
+    torch.manual_seed(0)
+    idx = torch.randint(8192, (4, T))
+    rows = train.bigram_hash(idx)
+    assert rows.shape == idx.shape and rows.min() >= 0 and rows.max() < train.BIGRAM_ROWS
+    assert len(rows.unique()) > 0.98 * idx.numel()  # other pairs, other rows, but for a few
+    altered = idx.clone()
+    altered[:, 7] += 1
+    assert (train.bigram_hash(altered) != rows).any(0).nonzero().flatten().tolist() == [7, 8]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 6, 9])
@@ -198,6 +245,135 @@ def test_flops_against_a_hand_count():
 
 
 # -----------------------------------------------------------------------------
+# Loss
+
+
+def plain_loss(x, weight, targets):
+    """The mean cross-entropy under the softly capped logits, all of them at once."""
+    return F.cross_entropy(train.SOFTCAP * torch.tanh(x @ weight.mT / train.SOFTCAP), targets)
+
+
+def loss_and_gradients(loss_function, *arguments):
+    """The loss, a third of which is run backward, and the gradients of the first two arguments."""
+    leaves = [argument.detach().clone().requires_grad_() for argument in arguments[:2]]
+    loss = loss_function(*leaves, *arguments[2:])
+    (loss / 3).backward()
+    return loss.detach(), *(leaf.grad for leaf in leaves)
+
+
+def states_and_targets(count, dtype=torch.float64):
+    torch.manual_seed(0)
+    weight = 3 * torch.randn(VOCABULARY, 16, dtype=dtype)  # large enough for the cap to bend
+    return torch.randn(count, 16, dtype=dtype), weight, torch.randint(VOCABULARY, (count,))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
+def test_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
+    arguments = states_and_targets(50)
+    expected = loss_and_gradients(plain_loss, *arguments)
+    found = loss_and_gradients(train.ChunkedLoss.apply, *arguments, chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_chunked_loss_in_bf16_is_near_the_plain_one():
+    x, weight, targets = states_and_targets(200)
+    expected = loss_and_gradients(plain_loss, x.bfloat16().double(), weight.bfloat16().double(), targets)
+    found = loss_and_gradients(train.ChunkedLoss.apply, x.bfloat16(), weight.float(), targets, 64)
+    assert [tensor.dtype for tensor in found] == [torch.float32, torch.bfloat16, torch.float32]
+    for tensor, reference in zip(found, expected, strict=True):
+        assert (tensor - reference).norm() < 1e-2 * reference.norm()
+
+
+def test_logits_never_exist_whole():
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
+
+    with Watch():
+        loss_and_gradients(train.ChunkedLoss.apply, *states_and_targets(1000), 100)
+    assert max(sizes) == max(100 * VOCABULARY, 1000 * 16)
+
+
+def test_mean_loss_is_the_cross_entropy_of_the_logits():
+    model = with_live_outputs(small_model())
+    inputs, targets = torch.randint(VOCABULARY, (2, 3, T))
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(train.mean_loss(model, inputs, targets), expected)
+
+
+def loss_of_a_gpu(model, inputs, targets):
+    """What mean_loss() does on a GPU, with chunks that are small enough to be several."""
+    x = model.features(inputs).flatten(0, 1)
+    return train.ChunkedLoss.apply(x, model.lm_head.weight, targets.flatten(), 40)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled_training_is_one_graph_and_never_compiles_again():
+    model = with_live_outputs(small_model())
+    loss_graphs, update_graphs = CompileCounter(), CompileCounter()
+    options = {"dynamic": False, "fullgraph": True}
+    compiled = torch.compile(functools.partial(loss_of_a_gpu, model), backend=loss_graphs, **options)
+    optimizers = train.build_optimizers(model)
+    optimizers[0].update = torch.compile(train.muon_update, backend=update_graphs, **options)
+    shapes = {parameter.shape for parameter in model.blocks.parameters()}
+    for step in range(5):
+        inputs, targets = torch.randint(VOCABULARY, (2, 3, T))
+        loss = compiled(inputs, targets)
+        torch.testing.assert_close(loss, train.mean_loss(model, inputs, targets))
+        loss.backward()
+        train.set_schedule(optimizers, step, step / 4)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 1:  # the warm-up is over: see undo_steps()
+            for optimizer in optimizers:
+                optimizer.state.clear()
+    assert (loss_graphs.frame_count, update_graphs.frame_count) == (1, len(shapes))
+
+
+def trace(function, *arguments):
+    """The graphs that torch.compile makes of the forward and the backward pass, as lists of nodes. Neither is run."""
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(graph.graph.nodes)
+        (output,) = graph.graph.find_nodes(op="output")
+        values = [None if node is None else node.meta["val"] for node in output.args[0]]
+        results = [None if x is None else torch.zeros(x.shape, dtype=x.dtype) for x in values]
+        return make_boxed_func(lambda *_: results)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    torch.compile(function, dynamic=False, fullgraph=True, backend=backend)(*arguments).backward()
+    return graphs
+
+
+@pytest.mark.slow
+def test_graph_that_a_gpu_compiles():
+    """What needs a GPU to run can be traced without: windows by varlen_attn, both ways, and no logits but in chunks."""
+    module = load()
+    short = module.build_config(3, VOCABULARY, T).windows[0]
+    full, windowed = module.attend, module.flash_window
+
+    def attend_on_a_gpu(q, k, v, window):
+        return (windowed if window < T else full)(q, k, v, window)
+
+    module.attend = attend_on_a_gpu
+    model = small_model(module, depth=3)
+    inputs, targets = torch.randint(VOCABULARY, (2, 4, T))
+    forward, backward = trace(functools.partial(loss_of_a_gpu, model), inputs, targets)
+    for nodes, kernel in ((forward, "_varlen_attn.default"), (backward, "_varlen_attn_backward.default")):
+        windows = [node.args for node in nodes if str(node.target).endswith(kernel)]
+        assert len(windows) == 2 and all([short - 1, 0] in arguments for arguments in windows)
+        shapes = {tuple(node.meta["val"].shape) for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+        assert not any(math.prod(shape) == inputs.numel() * VOCABULARY and shape[-1] == VOCABULARY for shape in shapes)
+
+
+# -----------------------------------------------------------------------------
 # Optimizer
 
 
@@ -210,6 +386,13 @@ def test_orthogonalize_against_svd(shape):
     values = core.diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(core, torch.diag_embed(values), rtol=0, atol=1e-6)
     assert values.min() > 0.7 and values.max() < 1.3
+
+
+def test_a_stack_is_orthogonalized_matrix_by_matrix():
+    torch.manual_seed(0)
+    G = torch.randn(3, 16, 64, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    alone = torch.cat([train.orthogonalize(matrix[None]) for matrix in G])
+    torch.testing.assert_close(train.orthogonalize(G), alone)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -263,7 +446,7 @@ def logits_after(module, steps=6):
     for step in range(steps):
         idx = torch.randint(VOCABULARY, (4, T + 1), generator=generator)
         logits = model(idx[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten())
         loss.backward()
         module.set_schedule(optimizers, step, step / (steps - 1))
         for optimizer in optimizers:
@@ -292,6 +475,51 @@ def test_there_are_constants_and_each_is_set_once():
 
 
 # -----------------------------------------------------------------------------
+# Setup and warm-up, in this process
+
+
+def execute(source):
+    """Run a text of train.py here, as a module."""
+    collecting, threads = gc.isenabled(), torch.get_num_threads()
+    try:
+        return load(source)
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_nothing_is_left_of_the_warm_up():
+    module = execute(SOURCE.partition("step, progress, smooth_loss")[0])
+    random_state = torch.get_rng_state()
+    torch.manual_seed(module.SEED)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    fresh = module.GPT(module.config)
+    fresh.init_weights()
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(module.model.state_dict()[name], tensor), name
+    assert all(parameter.grad is None for parameter in module.model.parameters())
+    assert not any(optimizer.state for optimizer in module.optimizers)
+    first = next(module.make_dataloader(module.tokenizer, module.rows_per_pass, module.MAX_SEQ_LEN, "train"))
+    assert all(torch.equal(a, b) for a, b in zip(next(module.batches)[:2], first[:2], strict=True))
+
+
+@pytest.mark.usefixtures("prepared")
+def test_no_value_is_read_in_a_step():
+    """Reading one would make the host wait for the GPU; of a fake tensor, it is an error."""
+    setup = SOURCE.partition("def fits_in_memory(")[0].replace("GPT(config).to(device)", "GPT(config)")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = execute(setup)
+        rows = torch.zeros(module.rows_per_pass, module.MAX_SEQ_LEN, dtype=torch.int64)
+        batches = itertools.repeat((rows, rows, 1))
+        for step in range(3):
+            loss = module.train_step(batches, step, step / 2)
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+
+
+# -----------------------------------------------------------------------------
 # Whole runs, by steps
 
 
@@ -315,9 +543,9 @@ def test_summary_has_every_key(short_run):
 
 @pytest.mark.slow
 def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_path):
-    warm_up = "for _ in range(2):\n    train_step("
+    warm_up = "for _ in range(2):\n            train_step("
     assert SOURCE.count(warm_up) == 1
-    without = SOURCE.replace(warm_up, "for _ in range(0):\n    train_step(")
+    without = SOURCE.replace(warm_up, "for _ in range(0):\n            train_step(")
     assert summary(run(tmp_path, without, STEPS=5, SEED=1))["val_bpb"] == summary(short_run)["val_bpb"]
 
 
@@ -340,6 +568,35 @@ def test_passes_add_up_to_the_same_step(short_run, tmp_path):
     result = run(tmp_path, halved, STEPS=5, SEED=1)
     assert re.search(r"tokens per step, [2-9] passes", result.stdout)
     assert float(summary(result)["val_bpb"]) == pytest.approx(float(summary(short_run)["val_bpb"]), abs=2e-4)
+
+
+def out_of_memory_above(rows):
+    """train.py as it would be on a GPU with room for so many rows per pass."""
+    step = "    total = torch.zeros((), device=device)\n"
+    assert SOURCE.count(step) == 1
+    full = f"    if rows_per_pass > {rows}:\n        raise torch.OutOfMemoryError('CUDA out of memory')\n"
+    return SOURCE.replace(step, step + full)
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_halved_and_the_step_stays(short_run, tmp_path):
+    result = run(tmp_path, out_of_memory_above(5), STEPS=5, SEED=1)
+    assert re.findall(r"^out of memory: (.*)$", result.stdout, re.M) == [
+        "now 2 passes of 8 rows per step",
+        "now 4 passes of 4 rows per step",
+    ]
+    values, expected = summary(result), summary(short_run)
+    assert values["total_tokens_M"] == expected["total_tokens_M"]
+    fewer_rows = re.sub(r"DEVICE_BATCH_SIZE = min\(64,", "DEVICE_BATCH_SIZE = min(4,", SOURCE)
+    assert values["val_bpb"] == summary(run(tmp_path, fewer_rows, STEPS=5, SEED=1))["val_bpb"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
+def test_a_model_that_never_fits_says_so(tmp_path):
+    result = run(tmp_path, out_of_memory_above(0), STEPS=5)
+    assert result.returncode == 1
+    assert result.stderr == "out of memory with one row per pass: the model is too large for this GPU\n"
 
 
 @pytest.mark.usefixtures("prepared")
@@ -369,3 +626,33 @@ def test_a_run_keeps_its_time_budget(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30  # CPU seconds in all
     assert float(values["training_seconds"]) == pytest.approx(20, abs=0.5)
     assert float(values["val_bpb"]) < 2.2
+
+
+# -----------------------------------------------------------------------------
+# benchmarks/train_bench.py
+
+
+def load_bench():
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks/train_bench.py")))
+
+
+def test_starting_values_are_put_in_place_of_the_constants():
+    bench = load_bench()
+    starting = bench.set_constants(SOURCE, bench.STARTING_VALUES, "h100")
+    before, after = (dict(constant_assignments(ast.parse(source).body, "h100")) for source in (SOURCE, starting))
+    for name, expression in after.items():
+        value = bench.STARTING_VALUES.get(name)
+        assert ast.unparse(expression) == (ast.unparse(before[name]) if value is None else repr(value))
+    with pytest.raises(ValueError, match="NO_SUCH_NAME is set 0 times"):
+        bench.set_constants(SOURCE, {"NO_SUCH_NAME": 1}, "h100")
+    assert "training_seconds / 7)" in bench.set_budget(SOURCE, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_benchmark_without_a_gpu_says_so():
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/train_bench.py"], capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "one NVIDIA GPU" in result.stderr
