@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from loop_helpers import ROOT, STUB
+from loop_helpers import ROOT, STUB, append, check_invariants, make_repository, proposer_script, rows_of, start_loop
 
 import audit
 import cluster
@@ -235,6 +235,25 @@ cluster.run_on_cluster(source, 7, "cpu", folder, 60, sandbox_mode="off", expecte
     loop.kill()
     loop.wait()
     wait_for(lambda: not sleeping(nap))
+
+
+def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
+    repo = make_repository(tmp_path / "repo")
+    other = machines.add_node(**NODE)
+    edits = [append(f"import time; time.sleep(5); N = {number}", f"sleeps {number}") for number in range(4)]
+    options = ("--experiments", "4", "--ray", machines.address, "--command", proposer_script(repo, edits))
+    loop = start_loop(repo, *options, env={"PYTHONUNBUFFERED": "1"})
+    try:
+        wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists(), 120)
+        wait_for(lambda: len(list(scratch.glob("autoresearch-run-*/run.log"))) == 2)  # one on each node
+        machines.remove_node(other, allow_graceful=False)
+        out, err = loop.communicate(timeout=180)
+    finally:
+        loop.kill()
+    assert loop.returncode == 0, out + err
+    assert "scale cpu | 2 slots" in out and "was lost (NodeDiedError); the run begins again" in out, out
+    assert len(rows_of(repo)) == 5 and {row.status for row in rows_of(repo)[1:]} == {"discard"}, out
+    check_invariants(repo)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
