@@ -28,12 +28,10 @@ import argparse
 import dataclasses
 import fcntl
 import functools
-import json
 import math
 import os
 import queue
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -52,58 +50,39 @@ from rich.live import Live
 
 import audit
 import sandbox
-from judge import (
-    Verdict,
-    fresh_seeds,
-    judge,
-    mean,
-    plausible,
-    reconsider,
-    without_seed,
+from experiments import (
+    cannot_write,
+    commit_candidate,
+    decide,
+    forbidden,
+    load_measure,
+    may_run,
+    next_candidate,
+    record,
+    train_here,
+    train_on_cluster,
+    verdict_of_failed,
+    work_on,
 )
-from ledger import (
-    Row,
-    append_line,
-    one_line,
-    replace_file,
-    row_message,
-    runs_of,
-    runs_text,
-)
+from judge import fresh_seeds
+from ledger import one_line, runs_of
 from mutate import propose_mutation
-from proposers import (
-    CannotPropose,
-    Context,
-    Crash,
-    Proposal,
-    ProposalFailed,
-    Refused,
-    Training,
-    Usage,
-    edit_problem,
-    propose_by_command,
-)
-from report import draw_progress, gain_text, live_view, result_line, summary
+from proposers import CannotPropose, Context, Crash, Proposal, ProposalFailed, Refused, Training, propose_by_command
+from report import draw_progress, live_view, result_line, summary
 from repository import (
     STOP_SIGNALS,
     changed,
     clear_stale_locks,
-    commit_file,
     commit_of,
     current_branch,
     experiment_ref,
-    file_at,
-    merge_texts,
     open_repository,
     repair_ref,
     run_git,
-    same_file,
 )
 from researcher import check_key, propose_by_claude
-from run_experiment import GRACE, ROOT, RunResult, fail, run_experiment
+from run_experiment import GRACE, ROOT, fail
 from search import (
-    ON_TOP,
-    SECOND_LOOK,
     Candidate,
     Search,
     Slot,
@@ -111,19 +90,22 @@ from search import (
     Waiting,
     commit_results,
     confirming,
+    done_experiments,
     enter_branch,
-    follow_best,
-    good_runs,
-    judged,
+    experiments_left,
     knowledge,
+    may_go_on,
     message_of,
+    new_proposal_folder,
+    over_budget,
     run_events,
+    run_seconds,
     store_proposal,
+    time_for_more,
 )
 from settings import Settings, flat, parse_program
 
 PROPOSERS = {"anthropic": propose_by_claude, "command": propose_by_command, "mutate": propose_mutation}
-FREE_BYTES = int(1.25 * sandbox.FREE_GB * sandbox.GB)  # of disk before anything is begun; a run ends at FREE_GB
 DRAW_EVERY = 30.0  # seconds between two drawings of progress.png
 LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
@@ -147,11 +129,11 @@ def keep_proposing(search: Search, reason: str) -> None:
     idle = sum(slot.task is None for slot in search.slots) - len(search.tasks)
     missing = idle + (len(search.slots) if ahead is None else ahead) - len(search.waiting)
     if missing > 0:
-        ask(search, None)
+        ask(search)
 
 
-def ask(search: Search, crashed: Candidate | None) -> None:
-    """Ask the proposer in a thread; proposal_came() is called with what it says."""
+def ask(search: Search, crashed: Candidate | None = None) -> None:
+    """Ask the proposer in a thread, to mend what crashed or for something new; then proposal_came() is called."""
     search.asking = context = make_context(search, crashed)
 
     def work():
@@ -162,7 +144,7 @@ def ask(search: Search, crashed: Candidate | None) -> None:
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
             search.log(traceback.format_exc())
             outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)")
-        search.events.put(functools.partial(proposal_came, search, context, outcome, crashed))
+        search.events.put(functools.partial(proposal_came, search, context, outcome))
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -197,16 +179,6 @@ def make_context(search: Search, crashed: Candidate | None) -> Context:
     )
 
 
-def new_proposal_folder(search: Search) -> Path:
-    """The next free folder of runs/<tag>/proposals; what a kill left unfinished in it is overwritten."""
-    folder = search.folder / "proposals"
-    folder.mkdir(parents=True, exist_ok=True)
-    last = max([int(path.name) for path in folder.iterdir() if path.name.isdecimal()], default=0)
-    new = folder / f"{last + 1:04d}"
-    new.mkdir()
-    return new
-
-
 def recent_trainings(search: Search, count: int = 3) -> list[Training]:
     """How training went: the best's first run, then the last experiments'."""
     best = search.kept[-1].number
@@ -234,11 +206,12 @@ def read_experiment(search: Search, number: int, what: str) -> str:
     raise ValueError(f"{what!r} is not diff, log or notes")
 
 
-def proposal_came(search: Search, context: Context, outcome, crashed: Candidate | None) -> None:
+def proposal_came(search: Search, context: Context, outcome: Proposal | ProposalFailed) -> None:
     """Queue a new proposal, start a repaired experiment again, or note that there was none."""
     if search.asking is not context:  # it came after all, when nobody waited for it any more
         return
     search.asking = None
+    crashed = search.candidates[context.crash.number] if context.crash else None
     if isinstance(outcome, ProposalFailed):
         proposal_failed(search, outcome, crashed)
         return
@@ -246,7 +219,7 @@ def proposal_came(search: Search, context: Context, outcome, crashed: Candidate 
     if crashed:
         restart_repaired(search, crashed, outcome)
         return
-    waiting = Waiting(outcome, context.best.commit, context.folder)
+    waiting = Waiting(outcome, context.best.number, context.folder)
     store_proposal(waiting.folder, outcome, waiting.base)
     search.waiting.append(waiting)
 
@@ -280,7 +253,7 @@ def give_up_waiting(search: Search) -> None:
     if not context:
         return
     if time.time() > context.deadline + patience:
-        proposal_came(search, context, ProposalFailed("it took too long"), None)
+        proposal_came(search, context, ProposalFailed("it took too long"))
     elif search.stop.is_set():
         search.asking.deadline = min(context.deadline, time.time())
 
@@ -295,495 +268,6 @@ def restart_repaired(search: Search, crashed: Candidate, repaired: Proposal) -> 
     search.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {one_line(repaired.description)[:80]}")
     commit_candidate(search, crashed)
     decide(search, crashed)
-
-
-# -----------------------------------------------------------------------------
-# From the queue to an experiment
-
-
-def next_candidate(search: Search) -> Candidate | None:
-    """The next experiment: the baseline first, then what a kill left, a second look, the oldest proposal."""
-    if not search.kept:
-        return None if search.candidates else begin_baseline(search)
-    if base_changed_by_hand(search):
-        return None
-    if experiments_left(search) > 0 and (candidate := second_look(search)):
-        return candidate
-    while search.waiting:
-        waiting = search.waiting.popleft()
-        if source := on_new_best(search, waiting.proposal.source, waiting.base):
-            waiting.proposal.source = source
-            return begin(search, waiting.proposal, waiting.folder)
-        set_aside(search, waiting)
-    return None
-
-
-def begin_baseline(search: Search) -> Candidate:
-    source = file_at(search.repo, search.head, "train.py")
-    return begin(search, Proposal("baseline", source))
-
-
-def begin(search: Search, proposal: Proposal, folder: Path | None = None) -> Candidate:
-    """Give a proposal its number, its commit and its ref: from here on it is an experiment."""
-    base = search.kept[-1].commit if search.kept else search.head[:7]
-    candidate = Candidate(search.next_number, proposal, base)
-    search.next_number += 1
-    home = search.experiment_folder(candidate.number)
-    if folder and folder != home:
-        folder.rename(home)
-    commit_candidate(search, candidate)
-    search.candidates[candidate.number] = candidate
-    return candidate
-
-
-def commit_candidate(search: Search, candidate: Candidate) -> None:
-    number, proposal = candidate.number, candidate.proposal
-    store_proposal(search.experiment_folder(number), proposal, candidate.base, candidate.repairs)
-    message = f"{number:04d}: {one_line(proposal.description)}"
-    ref = experiment_ref(search.tag, number)
-    commit_file(search.repo, parent_of(search, candidate), "train.py", proposal.source, message, ref)
-
-
-def parent_of(search: Search, candidate: Candidate) -> str:
-    """The commit below an experiment: the branch, or the best that it was made for if there is another by now."""
-    if not search.kept or candidate.base == search.kept[-1].commit:
-        return search.head
-    return commit_of(search.repo, experiment_ref(search.tag, number_of(search, candidate.base)))
-
-
-def number_of(search: Search, commit: str) -> int:
-    """The experiment that a commit of the rows is."""
-    return next(row.number for row in search.rows if row.commit == commit)
-
-
-def base_changed_by_hand(search: Search) -> bool:
-    """Whether a commit of the user's gave the branch another train.py than the best; the search is then blocked."""
-    number = search.kept[-1].number
-    if not same_file(search.repo, f"refs/heads/{search.branch}", experiment_ref(search.tag, number), "train.py"):
-        search.blocked = (
-            f"train.py of {search.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
-            f"undo that with git revert, or begin another --tag from it"
-        )
-    return bool(search.blocked)
-
-
-def on_new_best(search: Search, source: str, base: str) -> str | None:
-    """`source` with its edit on top of the present best; None if it does not fit there or changes nothing any more."""
-    best = search.kept[-1]
-    if base == best.commit:
-        return source
-    best_source = search.source_of(best.number)
-    merged = merge_texts(search.repo, best_source, search.source_of(number_of(search, base)), source)
-    return None if merged is None or edit_problem(best_source, merged) else merged
-
-
-def set_aside(search: Search, waiting: Waiting) -> None:
-    """A proposal that does not fit the new best goes back to its proposer, as a note."""
-    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
-    text = f"it was written for an older best, and does not fit the new one: {one_line(waiting.proposal.description)}"
-    usage = waiting.proposal.usage
-    search.note_event("failed", after=len(search.rows), reason=text, cost=usage.cost, tokens=usage.tokens)
-    search.note = f"A proposal was not run: {text}. Propose it again for the new best if it is still worth it."
-    search.say(f"   -  not run: {text}")
-
-
-def second_look(search: Search) -> Candidate | None:
-    """A near miss on the present best, if what came after has shown that best to be a lucky one. Its runs count on."""
-    known, best = knowledge(search), search.kept[-1]
-    limit = search.settings.memory_limit_gb or math.inf
-    under_way = [each.proposal.description for each in search.candidates.values()]
-    looked_at = {int(match[1]) for text in under_way if (match := SECOND_LOOK.match(text))}
-    near = [row for row in judged(search) if row.parent == best.commit and row.status == "discard"]
-    near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
-    runs = [without_seed(runs_of(row), known.offsets) for row in near]
-    chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise, search.settings.keep)
-    if not chosen:
-        return None
-    row = near[chosen[0]]
-    description = f"second look at {row.number:04d}: {SECOND_LOOK.sub('', row.description)}"
-    candidate = begin(
-        search, Proposal(description, search.source_of(row.number), row.hypothesis, category=row.category)
-    )
-    for seed, val_bpb in runs_of(row).items():
-        result = RunResult("ok", row.seconds, val_bpb, row.memory_gb)
-        note_run(search, Task(candidate, seed), result)
-    return candidate
-
-
-# -----------------------------------------------------------------------------
-# Run
-
-
-def fill_slots(search: Search, confirming: bool = False) -> None:
-    """Give every idle slot its next run; while `confirming` the best, nothing new begins."""
-    for slot in search.slots:
-        if slot.task is None and (task := next_task(search, confirming)):
-            slot.task = task
-            slot.thread = threading.Thread(target=work_on, args=(search, slot, task), daemon=True)
-            slot.thread.start()
-
-
-def next_task(search: Search, confirming: bool) -> Task | None:
-    """The next run: of the experiments under way, or of a new one."""
-    while may_run(search):
-        if search.tasks:
-            return search.tasks.popleft()
-        candidate = next_candidate(search) if not confirming and time_for_more(search) else None
-        if not candidate:
-            return None
-        decide(search, candidate)  # queues its first run, unless no run is needed to judge it
-    return None
-
-
-def may_run(search: Search) -> bool:
-    """Whether a run may start now: it may go on, evaluator and data are what they were, there is a place to write."""
-    return may_go_on(search) and measure_intact(search) and not cannot_write(search)
-
-
-def may_go_on(search: Search) -> bool:
-    """Whether nobody wants to stop, and a run would end in time."""
-    return not (search.stop.is_set() or search.blocked or time.time() + run_seconds(search) > search.deadline)
-
-
-def time_for_more(search: Search) -> bool:
-    """Whether there is time for another experiment, and then for running the best on fresh seeds."""
-    return time.time() + run_seconds(search) + confirming_seconds(search) <= search.deadline
-
-
-def cannot_write(search: Search) -> bool:
-    """Whether disk or permissions forbid to write; said once, and the loop waits until that is mended."""
-    problem = ""
-    for place in (ROOT, ROOT / "runs", search.folder, sandbox.data_root()):
-        if place.exists() and not os.access(place, os.W_OK):
-            problem = f"{place} cannot be written to"
-        elif place.exists() and shutil.disk_usage(place).free < FREE_BYTES:
-            problem = f"less than {FREE_BYTES / sandbox.GB:.2f} GB of disk are left at {place}"
-    if problem and problem != search.complaint:
-        search.console.print(f"waiting: {problem}", markup=False, highlight=False, soft_wrap=True)
-    elif search.complaint and not problem:
-        search.say(f"going on: {search.complaint} no longer")
-    search.complaint = problem
-    return bool(problem)
-
-
-def disk_was_full(search: Search, folder: Path) -> bool:
-    """Whether a run may have failed for want of room, by another's fault: what it wrote itself is deleted first."""
-    if not cannot_write(search):
-        return False
-    for path in folder.iterdir():
-        if path.name not in ("train.py", "run.log"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    return cannot_write(search)
-
-
-def repeat(search: Search, task: Task) -> None:
-    """A run whose result was lost is made again, once there is a place for it."""
-    wait_for_room(search)
-    search.say(f"{task.candidate.number:4d}  runs again: its folder is gone or the disk was full")
-    search.tasks.appendleft(task)
-
-
-def wait_for_room(search: Search) -> None:
-    while cannot_write(search) and not search.stop.is_set():
-        search.stop.wait(2)
-
-
-def run_folder(search: Search, task: Task) -> Path:
-    """A folder of its own for every run, so that nothing else is in a run's reach."""
-    return search.experiment_folder(task.candidate.number) / f"seed{task.seed}"
-
-
-def work_on(search: Search, slot: Slot, task: Task) -> None:
-    """In a slot's thread: train once, then have run_ended() called; a fault of ours is raised there."""
-    folder = run_folder(search, task)
-    try:
-        (folder / audit.RECORD).unlink(missing_ok=True)  # of a run that was stopped
-        result = search.train(
-            search,
-            slot,
-            task.candidate.proposal.source,
-            task.seed,
-            search.scale,
-            folder,
-            search.kill_after,
-            lambda: search.stop.is_set() or time.time() > search.deadline,
-            lambda line: setattr(slot, "line", line),
-        )
-    except Exception as error:
-        search.events.put(functools.partial(run_broke, search, slot, task, error))
-        return
-    search.events.put(functools.partial(run_ended, search, slot, task, result))
-
-
-def train_here(search: Search, slot: Slot, *arguments) -> RunResult:
-    """run_experiment() on this machine."""
-    limits = sandbox.make_limits(search.scale, search.settings.memory_gb, len(search.slots))
-    options = {"sandbox_mode": search.settings.sandbox, "limits": limits, "environment": slot.environment}
-    return run_experiment(*arguments, **options)
-
-
-def train_on_cluster(search: Search, slot: Slot, *arguments) -> RunResult:
-    """The same on whichever node of the Ray cluster has room. Raises Blocked if a node is not fit for it."""
-    import cluster
-    import prepare_data
-
-    options = {"sandbox_mode": search.settings.sandbox, "memory_gb": search.settings.memory_gb}
-    fingerprint = prepare_data.read_meta()["fingerprint"]
-    try:
-        return cluster.run_on_cluster(*arguments, say=search.say, expected_fingerprint=fingerprint, **options)
-    except cluster.ClusterError as error:
-        raise Blocked(str(error)) from error
-
-
-class Blocked(Exception):
-    """What only a person can mend, in one line."""
-
-
-def run_broke(search: Search, slot: Slot, task: Task, error: Exception) -> None:
-    """No result, and not the candidate's fault: again once the disk has room, else the session ends with the error."""
-    slot.task, slot.line = None, ""
-    if isinstance(error, Blocked):
-        search.blocked = str(error)
-        return
-    gone = not run_folder(search, task).exists()
-    if not (isinstance(error, OSError) and (gone or cannot_write(search))):
-        raise error
-    repeat(search, task)
-
-
-def run_ended(search: Search, slot: Slot, task: Task, result: RunResult) -> None:
-    """Put a run into the journal, and decide what follows from it."""
-    slot.task, slot.line = None, ""
-    candidate, folder = task.candidate, run_folder(search, task)
-    if result.status == "interrupted":
-        return  # the experiment goes on in the next session
-    lost = not (folder / "run.log").exists() or (result.status != "ok" and disk_was_full(search, folder))
-    if lost:
-        repeat(search, task)
-        return
-    wait_for_room(search)
-    result = believe(search, result, folder) if result.status == "ok" else result
-    note_run(search, task, result)
-    if task.purpose == "confirm":
-        said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if result.status == "ok" else result.error
-        search.say(f"{candidate.number:4d}  {'confirmed' if result.status == 'ok' else 'not confirmed':11}  {said}")
-    elif candidate.number in search.candidates:
-        decide(search, candidate)
-
-
-def note_run(search: Search, task: Task, result: RunResult) -> None:
-    values = dataclasses.asdict(result) | {"tail": "" if result.status == "ok" else result.tail[-4000:]}
-    number, attempt = task.candidate.number, task.candidate.repairs
-    search.note_event("run", number=number, purpose=task.purpose, seed=task.seed, attempt=attempt, **values)
-
-
-def believe(search: Search, result: RunResult, folder: Path) -> RunResult:
-    """A result with the evaluator's own number, or as invalid with the reason why it is not believed."""
-    record, expected = audit.read_record(folder), search.measure["expected"]
-    limits = audit.LIMITS[search.scale]
-    if reason := audit.check_result(result.summary, record, expected, limits, result.seconds):
-        return dataclasses.replace(result, status="invalid", error=reason)
-    if not plausible(record["val_bpb"]):
-        return dataclasses.replace(result, status="invalid", error=f"val_bpb {record['val_bpb']} is not plausible")
-    if expected["before_clock"] is None:  # the baseline's: what start and compilation take here
-        expected["before_clock"] = audit.before_clock(record, result.seconds, expected["clock"])
-        write_measure(search)
-    return dataclasses.replace(result, val_bpb=record["val_bpb"])
-
-
-def load_measure(search: Search) -> None:
-    """What this search is measured with, from its first session on: evaluator and data, and what their record says."""
-    data = sandbox.data_root() / search.scale
-    if problem := audit.check_fingerprint(data):
-        fail(problem)
-    stored = search.folder / "measure.json"
-    if stored.exists():
-        search.measure = json.loads(stored.read_text())
-        return
-    search.measure = {"expected": audit.measure_expected(), "files": audit.measure_files(audit.protected_files(data))}
-    write_measure(search)
-
-
-def write_measure(search: Search) -> None:
-    replace_file(search.folder / "measure.json", json.dumps(search.measure, indent=1))
-
-
-def measure_intact(search: Search) -> bool:
-    """Whether evaluator and data are what they were; if not, the search is blocked: its numbers would not compare."""
-    paths = [Path(path) for path in search.measure["files"]]
-    if problem := audit.check_integrity(paths, search.measure["files"]):
-        search.blocked = f"{problem}; undo that, or start another --tag"
-    return not search.blocked
-
-
-# -----------------------------------------------------------------------------
-# Judge
-
-
-def decide(search: Search, candidate: Candidate) -> None:
-    """What follows from an experiment's runs so far: another run, a repair, or its verdict."""
-    runs = run_events(search, candidate.number, "judge", candidate.repairs)
-    failed = any(run["status"] != "ok" for run in runs)
-    if not runs and (reason := forbidden(search, candidate.proposal.source)):
-        record(search, candidate, Verdict("invalid", reason))
-    elif failed and may_repair(search, candidate, runs[-1]):
-        search.crashed.append(candidate)
-    elif failed:
-        record(search, candidate, verdict_of_failed(search, candidate))
-    elif (verdict := verdict_of(search, candidate)).status == "again":
-        run_again(search, candidate, verdict)
-    elif verdict.status == "keep" and search.kept and candidate.base != search.kept[-1].commit:
-        run_on_top(search, candidate, verdict)
-    else:
-        record(search, candidate, verdict)
-
-
-def run_again(search: Search, candidate: Candidate, verdict: Verdict) -> None:
-    """Queue the run that the verdict asks for; of the baseline all that the noise takes, for all slots to work on."""
-    tasks = [*search.tasks, *(slot.task for slot in search.slots if slot.task)]
-    under_way = {task.seed for task in tasks if task.candidate is candidate}
-    done = good_runs(search, candidate.number, "judge", candidate.repairs)
-    repeats = 0 if search.kept else search.settings.keep.baseline_repeats
-    seeds = [search.seed + step for step in range(1 + repeats)] if not search.kept else [verdict.next_seed]
-    if done and not under_way:
-        seed, val_bpb = list(done.items())[-1]
-        search.say(f"{candidate.number:4d}  measured     {val_bpb:.6f}  seed {seed}; again, {verdict.reason}")
-    search.tasks.extend(Task(candidate, seed) for seed in seeds if seed not in done and seed not in under_way)
-
-
-def may_repair(search: Search, candidate: Candidate, run: dict) -> bool:
-    """Whether a failed run looks like a slip that its proposer can mend: an exception, but not for want of memory."""
-    slip = run["status"] == "crash" and "Traceback (most recent call last)" in run["tail"]
-    for_memory = re.search(r"OutOfMemoryError|MemoryError|out of memory", run["tail"])
-    left = candidate.repairs < search.settings.repairs and search.kept and search.proposer != "mutate"
-    return bool(slip and not for_memory and left and not over_budget(search))
-
-
-def forbidden(search: Search, source: str) -> str:
-    """What a train.py does that the search's first one does not do and no training has to do, or ""."""
-    return audit.audit_source(source, search.source_of(search.kept[0].number)) if search.kept else ""
-
-
-def verdict_of_failed(search: Search, candidate: Candidate) -> Verdict:
-    (*_, run) = [run for run in run_events(search, candidate.number, "judge", candidate.repairs) if run["error"]]
-    return Verdict(run["status"], run["error"])
-
-
-def verdict_of(search: Search, candidate: Candidate) -> Verdict:
-    """judge() with what this search knows, against the best that the edit was made for."""
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
-    if not events:
-        return Verdict("again", "its first run", next_seed=search.seed)
-    known, rule = knowledge(search), search.settings.keep
-    runs = without_seed({run["seed"]: run["val_bpb"] for run in events}, known.offsets)
-    if not search.kept:
-        return judge(runs, None, known.paired_noise, rule)
-    base = search.source_of(number_of(search, candidate.base))
-    return judge(
-        runs,
-        known.beliefs[candidate.base],
-        known.paired_noise,
-        rule,
-        memory_gb=max(run["memory_gb"] for run in events),
-        memory_limit_gb=search.settings.memory_limit_gb or math.inf,
-        lines_removed=code_lines(base) - code_lines(candidate.proposal.source),
-    )
-
-
-def code_lines(source: str) -> int:
-    """Lines that are neither empty nor comments."""
-    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
-
-
-def run_on_top(search: Search, candidate: Candidate, verdict: Verdict) -> None:
-    """It beat the best that it was made for, but another was kept meanwhile: it has to beat that one, too."""
-    best, proposal = search.kept[-1].number, candidate.proposal
-    source = on_new_best(search, proposal.source, candidate.base)
-    description = f"{candidate.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
-    if not source:
-        search.note = f"{description}: its gain was {verdict.gain:+.6f}, but its edit does not fit. Write it anew."
-    elif description not in [waiting.proposal.description for waiting in search.waiting]:  # a kill came just after this
-        again = dataclasses.replace(proposal, description=description, source=source, usage=Usage())
-        waiting = Waiting(again, search.kept[-1].commit, new_proposal_folder(search))
-        store_proposal(waiting.folder, again, waiting.base)
-        search.waiting.appendleft(waiting)
-    then = "runs again on top of it" if source else "does not fit on top of it"
-    reason = f"{verdict.reason}; but {best:04d} was kept meanwhile, and it {then}"
-    record(search, candidate, dataclasses.replace(verdict, status="discard", reason=reason))
-
-
-# -----------------------------------------------------------------------------
-# Record
-
-
-def record(search: Search, candidate: Candidate, verdict: Verdict) -> None:
-    """Commit, ref, row, branch, train.py: in the order that the module's docstring gives."""
-    row = row_of(search, candidate, verdict)
-    ref = experiment_ref(search.tag, candidate.number)
-    source = candidate.proposal.source
-    message = result_message(search, candidate, verdict, row)
-    commit = commit_file(search.repo, parent_of(search, candidate), "train.py", source, message, ref)
-    row.commit = commit[:7]
-    append_line(search.results, row.line())
-    search.rows.append(row)
-    if verdict.status == "keep":
-        before = file_at(search.repo, search.head, "train.py")
-        run_git(search.repo, "update-ref", f"refs/heads/{search.branch}", commit)
-        follow_best(search, before)
-    del search.candidates[candidate.number]
-    search.tasks = deque(task for task in search.tasks if task.candidate is not candidate)
-    if verdict.status in ("crash", "timeout", "invalid"):
-        search.note = f"{row.description}\n{verdict.status}: {verdict.reason}\n{tail_of(search, candidate)}"
-        if not search.kept:
-            search.note = ""
-            search.blocked = f"the baseline does not train; see {search.experiment_folder(candidate.number)}"
-    search.say(result_line(row))
-
-
-def row_of(search: Search, candidate: Candidate, verdict: Verdict) -> Row:
-    """The row of a decided experiment, but for its commit."""
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
-    runs = {run["seed"]: run["val_bpb"] for run in events if run["status"] == "ok"}
-    proposal, usage = candidate.proposal, candidate.proposal.usage
-    return Row(
-        commit="",
-        val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
-        memory_gb=max([run["memory_gb"] for run in events], default=0.0),
-        status=verdict.status,
-        description=proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
-        number=candidate.number,
-        gain=verdict.gain,
-        parent=candidate.base,
-        seconds=events[-1]["seconds"] if events else 0.0,
-        tokens=usage.tokens,
-        cost=usage.cost,
-        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(candidate.started)),
-        noise=knowledge(search).paired_noise.sigma,
-        runs=runs_text(runs),
-        reason=verdict.reason,
-        category=proposal.category,
-        expected=proposal.expected,
-        repairs=candidate.repairs,
-        hypothesis=proposal.hypothesis,
-    )
-
-
-def tail_of(search: Search, candidate: Candidate) -> str:
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
-    return events[-1]["tail"] if events else ""
-
-
-def result_message(search: Search, candidate: Candidate, verdict: Verdict, row: Row) -> str:
-    """The commit message of a finished experiment: its number in the subject, what was measured and why below."""
-    subject = f"{candidate.number:04d}: {one_line(candidate.proposal.description)}"
-    if verdict.status not in ("keep", "discard"):
-        return row_message(f"{subject} ({verdict.status})", verdict.reason, row)
-    gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
-    values = run_events(search, candidate.number, "judge", candidate.repairs)[-1]["summary"]
-    facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
-    before = f"; best before {search.best:.6f}" if search.kept else ""
-    note = f"{verdict.status}: {verdict.reason}{before}\n{facts}"
-    return row_message(f"{subject} (val_bpb {row.val_bpb:.6f}{gain})", note, row)
 
 
 # -----------------------------------------------------------------------------
@@ -835,11 +319,33 @@ def reload_program(search: Search) -> None:
         return
     if instructions != search.instructions:
         search.say("program.md: new instructions")
+    settings = settings if search.max_cost is None else dataclasses.replace(settings, max_cost=search.max_cost)
     before, after = flat(search.settings), flat(settings)
     for name in before:
         if before[name] != after[name]:
             search.say(f"program.md: {name} {before[name]} -> {after[name]}")
     search.settings, search.instructions = settings, instructions
+
+
+def fill_slots(search: Search, confirming: bool = False) -> None:
+    """Give every idle slot its next run; while `confirming` the best, nothing new begins."""
+    for slot in search.slots:
+        if slot.task is None and (task := next_task(search, confirming)):
+            slot.task = task
+            slot.thread = threading.Thread(target=work_on, args=(search, slot, task), daemon=True)
+            slot.thread.start()
+
+
+def next_task(search: Search, confirming: bool) -> Task | None:
+    """The next run: of the experiments under way, or of a new one."""
+    while may_run(search):
+        if search.tasks:
+            return search.tasks.popleft()
+        candidate = next_candidate(search) if not confirming and time_for_more(search) else None
+        if not candidate:
+            return None
+        decide(search, candidate)  # queues its first run, unless no run is needed to judge it
+    return None
 
 
 def handle_event(search: Search) -> None:
@@ -852,12 +358,6 @@ def handle_event(search: Search) -> None:
     except queue.Empty:
         return
     event()
-
-
-def run_seconds(search: Search) -> float:
-    """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
-    ended = [row.seconds for row in search.rows[-50:] if row.status in ("keep", "discard")]
-    return 1.05 * max(ended[-5:]) if ended else 1.2 * search.time_budget + 10
 
 
 def reason_to_stop(search: Search) -> str:
@@ -877,30 +377,6 @@ def reason_to_stop(search: Search) -> str:
     return ""
 
 
-def done_experiments(search: Search) -> int:
-    """Rows of the search, its baseline not counted."""
-    first = next((row.number for row in search.rows if row.status == "keep"), math.inf)
-    return sum(row.number > first for row in search.rows)
-
-
-def experiments_left(search: Search) -> float:
-    """How many may still be begun or proposed under --experiments."""
-    begun = done_experiments(search) + len(search.candidates) + len(search.waiting)
-    return math.inf if search.experiments is None else search.experiments - begun
-
-
-def over_budget(search: Search) -> bool:
-    """Whether another proposal, as dear as the dearest of the last five, would pass max_cost."""
-    next_cost = max([row.cost for row in search.rows[-5:]], default=0.0)
-    return search.settings.max_cost is not None and search.spent + next_cost > search.settings.max_cost
-
-
-def confirming_seconds(search: Search) -> float:
-    """What it takes to run the best on the fresh seeds that are missing, on all slots."""
-    missing = search.settings.keep.confirm_runs - len(confirming(search)) if search.kept else 0
-    return math.ceil(max(missing, 0) / len(search.slots)) * run_seconds(search)
-
-
 def confirm_best(search: Search) -> None:
     """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
     if not search.kept or search.stop.is_set() or search.blocked:
@@ -916,7 +392,7 @@ def confirm_best(search: Search) -> None:
 
 def draw_if_due(search: Search) -> None:
     """progress.png anew, beside everything else, when there are new rows; but not again and again."""
-    if len(search.rows) == search.drawn or time.time() < search.draw_after:
+    if len(search.rows) == search.drawn or time.time() < search.draw_after or search.complaint:
         return
     if search.drawing and search.drawing.is_alive():
         return
@@ -940,6 +416,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
+    parser.add_argument("--max-cost", type=float, help="US dollars of API use in all, for program.md's max_cost")
     parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
     parser.add_argument("--slots", type=int, help="at the cpu scale: so many experiments at once (default: 1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
@@ -967,6 +444,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail("--proposer command needs --command '...'")
     if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
         fail("--gpus, --slots and --ray exclude each other: give one of them")
+    if args.max_cost is not None and not args.max_cost >= 0:
+        fail(f"--max-cost {args.max_cost} is not 0 or more")
     if args.slots is not None and args.slots < 1:
         fail(f"--slots {args.slots} is not 1 or more")
 
@@ -1042,11 +521,11 @@ def make_slots(args: argparse.Namespace, scale: str) -> list[Slot]:
         import cluster
 
         return [Slot(f"ray {number}") for number in range(cluster.connect(args.ray, scale))]
-    names = visible_gpus(args.gpus) if args.gpus else [str(number) for number in range(args.slots or 1)]
     if args.gpus and scale == "cpu":
         fail("--gpus is for the h100 scale; at the cpu scale give --slots N")
     if args.slots and scale != "cpu":
         fail("--slots is for the cpu scale; on GPUs give --gpus all, or a list like --gpus 0,1")
+    names = visible_gpus(args.gpus) if args.gpus else [str(number) for number in range(args.slots or 1)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(names)))} if len(names) > 1 else {}
     if args.gpus:
         return [Slot(f"gpu {name}", threads | {"CUDA_VISIBLE_DEVICES": name}) for name in names]
@@ -1079,11 +558,12 @@ def make_search(args: argparse.Namespace, repo: git.Git, started: float) -> Sear
         proposer=args.proposer,
         command=args.command,
         experiments=args.experiments,
+        max_cost=args.max_cost,
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         console=Console(),
         slots=make_slots(args, prepare_data.SCALE),
         train=train_on_cluster if args.ray else train_here,
-        settings=settings,
+        settings=settings if args.max_cost is None else dataclasses.replace(settings, max_cost=args.max_cost),
         instructions=instructions,
     )
 

@@ -45,8 +45,8 @@ NATIVE = "calls native code (a Triton kernel is fine)"
 TORCH = "changes what torch's own functions do"
 
 MODULES = {  # refused wherever they are imported, unless the baseline imports them
-    LOOP: "agent_loop audit cluster judge ledger mutate prompt proposers report repository researcher run_experiment "
-    "sandbox search settings",
+    LOOP: "agent_loop audit cluster experiments judge ledger mutate prompt proposers report repository researcher "
+    "run_experiment sandbox search settings",
     NETWORK: "socket socketserver ssl urllib http ftplib smtplib poplib imaplib telnetlib xmlrpc webbrowser requests "
     "httpx httpx2 aiohttp urllib3 websockets anthropic openai huggingface_hub datasets kernels transformers wandb git",
     PROCESSES: "subprocess multiprocessing pty psutil joblib ray sched torch.multiprocessing torch.utils.data",

@@ -68,7 +68,7 @@ class Candidate:
 
     number: int
     proposal: Proposal
-    base: str  # the commit of the best that its edit was made for, as in the rows
+    base: int  # the number of the best that its edit was made for; -1 for the baseline
     repairs: int = 0
     started: float = field(default_factory=time.time)
 
@@ -102,7 +102,7 @@ class Waiting:
     """A proposal that has no slot yet."""
 
     proposal: Proposal
-    base: str  # the commit of the best that it was made for
+    base: int  # the number of the best that it was made for
     folder: Path
 
 
@@ -118,6 +118,7 @@ class Search:
     proposer: str
     command: str
     experiments: int | None
+    max_cost: float | None  # in place of program.md's
     deadline: float  # time.time() at which everything has to be over
     console: Console
     slots: list[Slot]
@@ -173,6 +174,10 @@ class Search:
     @property
     def kept(self) -> list[Row]:
         return [row for row in self.rows if row.status == "keep"]
+
+    def row(self, number: int) -> Row:
+        """The row of an experiment that has one."""
+        return next(row for row in reversed(self.rows) if row.number == number)
 
     @property
     def best(self) -> float:
@@ -313,8 +318,8 @@ def restore_candidate(search: Search, number: int) -> Candidate:
         return Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
     subject = re.sub(r"^\d+: ", "", message.partition("\n")[0])
     parent = commit_of(search.repo, f"{commit}^")[:7]
-    bases = [row.commit for row in search.kept]
-    return Candidate(number, Proposal(subject, source), parent if parent in bases or not bases else bases[-1])
+    bases = [row.number for row in search.kept if row.commit == parent] or [row.number for row in search.kept]
+    return Candidate(number, Proposal(subject, source), bases[-1] if bases else -1)
 
 
 def stored_proposal(values: dict, source: str) -> Proposal:
@@ -322,13 +327,23 @@ def stored_proposal(values: dict, source: str) -> Proposal:
     return Proposal(source=source, usage=Usage(**values["usage"]), **{name: values[name] for name in names})
 
 
-def store_proposal(folder: Path, proposal: Proposal, base: str, repairs: int = 0) -> None:
+def store_proposal(folder: Path, proposal: Proposal, base: int, repairs: int = 0) -> None:
     """proposal.json and train.py in a folder; the former last, as it makes the proposal count."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(proposal.source)
     values = dataclasses.asdict(proposal) | {"base": base, "repairs": repairs}
     del values["source"]
     replace_file(folder / "proposal.json", json.dumps(values, indent=1))
+
+
+def new_proposal_folder(search: Search) -> Path:
+    """The next free folder of runs/<tag>/proposals; what a kill left unfinished in it is overwritten."""
+    folder = search.folder / "proposals"
+    folder.mkdir(parents=True, exist_ok=True)
+    last = max([int(path.name) for path in folder.iterdir() if path.name.isdecimal()], default=0)
+    new = folder / f"{last + 1:04d}"
+    new.mkdir()
+    return new
 
 
 def follow_best(search: Search, before: str) -> None:
@@ -422,3 +437,47 @@ def good_runs(search: Search, number: int, purpose: str, attempt: int = 0) -> Ru
     """val_bpb by seed, of those that ended well."""
     runs = run_events(search, number, purpose, attempt)
     return {run["seed"]: run["val_bpb"] for run in runs if run["status"] == "ok"}
+
+
+# -----------------------------------------------------------------------------
+# What is left: time, experiments, money
+
+
+def may_go_on(search: Search) -> bool:
+    """Whether nobody wants to stop, and a run would end in time."""
+    return not (search.stop.is_set() or search.blocked or time.time() + run_seconds(search) > search.deadline)
+
+
+def time_for_more(search: Search) -> bool:
+    """Whether there is time for another experiment, and then for running the best on fresh seeds."""
+    return time.time() + run_seconds(search) + confirming_seconds(search) <= search.deadline
+
+
+def run_seconds(search: Search) -> float:
+    """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
+    ended = [row.seconds for row in search.rows[-50:] if row.status in ("keep", "discard")]
+    return 1.05 * max(ended[-5:]) if ended else 1.2 * search.time_budget + 10
+
+
+def done_experiments(search: Search) -> int:
+    """Rows of the search, its baseline not counted."""
+    first = next((row.number for row in search.rows if row.status == "keep"), math.inf)
+    return sum(row.number > first for row in search.rows)
+
+
+def experiments_left(search: Search) -> float:
+    """How many may still be begun or proposed under --experiments."""
+    begun = done_experiments(search) + len(search.candidates) + len(search.waiting)
+    return math.inf if search.experiments is None else search.experiments - begun
+
+
+def over_budget(search: Search) -> bool:
+    """Whether another proposal, as dear as the dearest of the last five, would pass max_cost."""
+    next_cost = max([row.cost for row in search.rows[-5:]], default=0.0)
+    return search.settings.max_cost is not None and search.spent + next_cost > search.settings.max_cost
+
+
+def confirming_seconds(search: Search) -> float:
+    """What it takes to run the best on the fresh seeds that are missing, on all slots."""
+    missing = search.settings.keep.confirm_runs - len(confirming(search)) if search.kept else 0
+    return math.ceil(max(missing, 0) / len(search.slots)) * run_seconds(search)

@@ -109,6 +109,7 @@ def make_search(slots: int, look_ahead: int | None, train, latency: float):
         proposer="simulated",
         command="",
         experiments=None,
+        max_cost=None,
         deadline=math.inf,
         console=Console(quiet=True),
         slots=[Slot(f"slot {number}") for number in range(slots)],

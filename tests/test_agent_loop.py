@@ -259,6 +259,19 @@ def test_a_hand_edited_train_py_is_never_overwritten(repo):
 
 
 @pytest.mark.slow
+def test_a_train_py_committed_by_hand_stops_the_search(repo):
+    mine = f"(cd {repo} && echo '# mine' >> train.py && git commit -qm mine train.py); "
+    done = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, [mine + set_level(1.9)]))
+    assert done.returncode == 1 and "a commit by hand changed it" in done.stdout
+    assert (repo / "train.py").read_text() == STUB + "# mine\n"
+    assert git(repo, "log", "--format=%s", "autoresearch/t").splitlines()[1] == "mine"  # below the results
+    git(repo, "revert", "--no-edit", "HEAD~1")
+    done = run_loop(repo, "--experiments", "1", "--command", "false")
+    assert [row.status for row in rows_of(repo)] == ["keep", "keep"], done.stdout + done.stderr
+    assert (repo / "train.py").read_text() == STUB.replace("LEVEL = 2.0", "LEVEL = 1.9")
+
+
+@pytest.mark.slow
 def test_commits_and_switches_of_the_user_are_respected(repo):
     steps = [
         f"(cd {repo} && echo hello > mine.txt && git add mine.txt && git commit -qm mine); " + set_level(1.9),
@@ -296,6 +309,10 @@ def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
         ("true", ["--experiments", "1", "--tag", "a b"], "--tag a b should be"),
         ("true", ["--experiments", "1", "--proposer", "command"], "--proposer command needs --command"),
         ("true", ["--experiments", "1"], "ANTHROPIC_API_KEY is not set"),
+        ("true", ["--experiments", "1", "--command", "x", "--max-cost", "-1"], "--max-cost -1.0 is not 0 or more"),
+        ("true", ["--experiments", "1", "--command", "x", "--slots", "0"], "--slots 0 is not 1 or more"),
+        ("true", ["--experiments", "1", "--command", "x", "--slots", "2", "--gpus", "all"], "exclude each other"),
+        ("true", ["--experiments", "1", "--command", "x", "--gpus", "0,1"], "--gpus is for the h100 scale"),
         ("rm -rf .git", ["--experiments", "1"], "not a git repository"),
         ("echo >> train.py", ["--experiments", "1"], "train.py has uncommitted changes"),
         ("echo >> prepare_data.py", ["--experiments", "1"], "prepare_data.py has uncommitted changes"),

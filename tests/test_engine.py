@@ -14,14 +14,13 @@ from loop_helpers import (
     run_loop,
 )
 
+from ledger import HEADER
+
 pytestmark = pytest.mark.slow
 
 
 def proposals(folder, edits: list[str]) -> str:
-    """A --command whose n-th call ever runs the n-th shell line, the last one for ever: it may write ahead of the rows.
-
-    A call that has a crash to mend gets `repair` lines instead: see loop_helpers.proposer_script for the serial one.
-    """
+    """A --command whose n-th call runs the n-th shell line, the last one for ever, however many rows there are."""
     script, count = folder.parent / "ahead.sh", folder.parent / "calls"
     cases = "".join(f"{n}) {edit} ;;\n" for n, edit in enumerate(edits, 1))
     script.write_text(
@@ -156,13 +155,19 @@ def test_the_journal_alone_gives_the_same_decisions_again(repo):
     edits = [part(0, 0), part(1, 3), part(2, 2.9), append("raise ValueError('x')", "crashes"), part(3, 3)]
     settings(repo, repairs=0)
     run_loop(repo, "--experiments", "5", "--slots", "2", "--command", proposals(repo, edits))
-    before = (repo / "results.tsv").read_text()
-    rows = rows_of(repo)
-    # As if the loop had been killed before it decided anything but the baseline: commits without results, a journal.
-    for row in rows[1:]:
-        source = git(repo, "show", f"refs/autoresearch/t/{row.number:04d}:train.py") + "\n"
-        assert source
-    lines = before.splitlines(keepends=True)
-    (repo / "results.tsv").write_text("".join(lines[:2]))
+    before = rows_of(repo)
+    # As if killed with all runs in the journal and nothing decided but the baseline: commits without results, no rows.
+    for row in before[1:]:
+        ref = f"refs/autoresearch/t/{row.number:04d}"
+        command = ["commit-tree", f"{ref}^{{tree}}", "-p", f"{ref}^", "-m", f"{row.number:04d}: {row.description}"]
+        git(repo, "update-ref", ref, git(repo, *command))
+    git(repo, "reset", "-q", "--hard", "refs/autoresearch/t/0000")
+    (repo / "results.tsv").write_text(HEADER + before[0].line())
     done = run_loop(repo, "--experiments", "5", "--slots", "2", "--command", "false")
-    assert [row.line() for row in rows_of(repo)] == [row.line() for row in rows], done.stdout
+    names = ("number", "status", "val_bpb", "gain", "noise", "runs", "reason", "description")
+    decisions = [[str(getattr(row, name)) for name in names] for row in rows_of(repo)]
+    assert decisions == [[str(getattr(row, name)) for name in names] for row in before], done.stdout
+    assert len([event for event in events(repo) if event["event"] == "run" and event["purpose"] == "judge"]) == sum(
+        len(row.runs.split()) or 1 for row in before
+    )  # nothing ran again
+    check_invariants(repo)
