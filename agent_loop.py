@@ -125,16 +125,23 @@ def keep_proposing(search: Search, reason: str) -> None:
         ask(search, search.crashed.popleft())
     if search.asking or reason:
         return
-    ahead = search.settings.look_ahead
     idle = sum(slot.task is None for slot in search.slots) - len(search.tasks)
-    missing = idle + (len(search.slots) if ahead is None else ahead) - len(search.waiting)
-    if missing > 0:
+    if idle + look_ahead(search) > len(search.waiting):
         ask(search)
+
+
+def look_ahead(search: Search) -> int:
+    """How many proposals may wait for a slot. What waits knows less than what is written later, so few are enough."""
+    if search.settings.look_ahead is not None:
+        return search.settings.look_ahead
+    slow = search.proposal_seconds > 0.5 * run_seconds(search) / len(search.slots)
+    return max(1, len(search.slots) // 2) + slow  # benchmarks/engine.py shows that the slots stay busy
 
 
 def ask(search: Search, crashed: Candidate | None = None) -> None:
     """Ask the proposer in a thread, to mend what crashed or for something new; then proposal_came() is called."""
     search.asking = context = make_context(search, crashed)
+    search.asked = time.time()
 
     def work():
         try:
@@ -210,7 +217,7 @@ def proposal_came(search: Search, context: Context, outcome: Proposal | Proposal
     """Queue a new proposal, start a repaired experiment again, or note that there was none."""
     if search.asking is not context:  # it came after all, when nobody waited for it any more
         return
-    search.asking = None
+    search.asking, search.proposal_seconds = None, time.time() - search.asked
     crashed = search.candidates[context.crash.number] if context.crash else None
     if isinstance(outcome, ProposalFailed):
         proposal_failed(search, outcome, crashed)

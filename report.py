@@ -36,7 +36,7 @@ def live_view(search) -> Text:
     if search.asking:
         lines.append(f"{search.asking.number:4d}  {search.proposer} is thinking")
     if search.waiting and len(search.slots) > 1:
-        lines.append(f"      {len(search.waiting)} more proposals wait for a slot")
+        lines.append(f"      proposals that wait for a slot: {len(search.waiting)}")
     return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 

@@ -140,6 +140,8 @@ class Search:
     tasks: deque[Task] = field(default_factory=deque)  # runs that wait for a slot
     crashed: deque[Candidate] = field(default_factory=deque)  # to be repaired by the proposer
     asking: Context | None = None  # the proposer is at work on this
+    asked: float = 0.0  # time.time() at which it was last asked
+    proposal_seconds: float = 0.0  # that its last answer took
     ask_after: float = 0.0  # time.time() before which it is left alone
     note: str = ""  # for the next proposal: how the last one failed
     failures: int = 0  # proposals failed in a row

@@ -33,7 +33,7 @@ class Settings:
     max_cost: float | None = None
     prices: Prices = Prices()
     proposal_timeout: float = 1800.0
-    look_ahead: int | None = None  # proposals written ahead of the slots
+    look_ahead: int | None = None  # proposals that may wait for a slot
     kill_after: float | None = None
     memory_limit_gb: float | None = None  # of the device, for a keep
     memory_gb: float | None = None  # of the host, for a run

@@ -2,7 +2,7 @@
 How busy the loop keeps its slots, and what it costs per experiment: the real engine, git and ledger; trainings and
 proposals only sleep.
 
-    python benchmarks/engine.py        # about three minutes on two cores; no GPU, no key
+    python benchmarks/engine.py        # about five minutes on two cores; no GPU, no key
 
 First table: the fraction of the time in which a slot trains, and experiments per hour, for proposals that take 0, 0.25,
 0.5 and 0.9 of what the slots leave them (a run with one slot, an eighth of a run with eight: one proposer serves them
@@ -28,8 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = 60  # constants that a proposal can change
-RUN_SECONDS = {1: 3.0, 8: 12.0}  # of a simulated training, by slots
-ROUNDS = {1: 10, 8: 4}  # trainings per slot that are measured
+RUN_SECONDS = {1: 4.0, 8: 12.0}  # of a simulated training, by slots
+ROUNDS = {1: 10, 8: 3}  # trainings per slot that are measured
 LATENCIES = (0.0, 0.25, 0.5, 0.9)
 
 # -----------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def main() -> None:
     subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
     print(f"{time.strftime('%Y-%m-%d')} | {os.cpu_count()} cores | Python {sys.version.split()[0]}\n")
     print("slots  proposal takes    serial: busy  per hour    engine: busy  per hour    ratio")
-    for slots, at_once in ((1, 4), (8, 2)):
+    for slots, at_once in ((1, 4), (8, 4)):
         cases = [("measure_busy", slots, ahead, share) for share in LATENCIES for ahead in (0, None)]
         with ThreadPoolExecutor(at_once) as pool:
             results = list(pool.map(lambda case: in_repository(*case), cases))

@@ -359,7 +359,7 @@ def print_spend(repo: Path, server: Server) -> None:
 def prepare() -> None:
     """The data that the loop wants to see, though the stub does not read them."""
     subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
-    record = Path(conftest.session_folder.name) / "cpu" / "stub_record.json"
+    record = Path(conftest.folder_of_session) / "cpu" / "stub_record.json"
     record.write_text(json.dumps(conftest.stub_record()))
 
 

@@ -85,10 +85,10 @@ STARTING_VALUES = {
 
 def set_constants(source, values, scale):
     """`source` with other values of its constants, in the branch of `scale`. Each has to be there exactly once."""
-    from mutate import constant_assignments
+    from mutate import assignments, reached
 
     lines = source.splitlines()
-    found = list(constant_assignments(ast.parse(source).body, scale))
+    found = [pair for statement in reached(ast.parse(source).body, scale) for pair in assignments(statement)]
     for name, value in values.items():
         places = [expression for place, expression in found if place == name]
         if len(places) != 1:

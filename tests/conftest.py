@@ -1,7 +1,10 @@
 """What all tests share: the cpu scale, a data folder of the session's own, and that folder prepared once."""
 
+import atexit
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,10 +14,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-session_folder = tempfile.TemporaryDirectory(prefix="autoresearch-tests-")
+# One for all of pytest's processes: the first makes it, tells the others, and removes it at the end.
+if "AUTORESEARCH_TESTS" not in os.environ:
+    os.environ["AUTORESEARCH_TESTS"] = tempfile.mkdtemp(prefix="autoresearch-tests-")
+    atexit.register(shutil.rmtree, os.environ["AUTORESEARCH_TESTS"], ignore_errors=True)
+folder_of_session = os.environ["AUTORESEARCH_TESTS"]
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # pytest's processes share the cores already
 # Read once, when prepare_data is imported: set before any test file does that.
 os.environ["AUTORESEARCH_SCALE"] = "cpu"
-os.environ["AUTORESEARCH_DATA_DIR"] = session_folder.name
+os.environ["AUTORESEARCH_DATA_DIR"] = folder_of_session
 for name in ("HF_ENDPOINT", "HF_TOKEN", "AUTORESEARCH_SEED", "AUTORESEARCH_STEPS"):
     os.environ.pop(name, None)
 
@@ -22,9 +30,12 @@ for name in ("HF_ENDPOINT", "HF_TOKEN", "AUTORESEARCH_SEED", "AUTORESEARCH_STEPS
 @pytest.fixture(scope="session")
 def prepared() -> Path:
     """The cpu scale's folder, prepared from the standard library: what the imported prepare_data serves."""
-    subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
-    folder = Path(session_folder.name) / "cpu"
-    (folder / "stub_record.json").write_text(json.dumps(stub_record()))
+    folder = Path(folder_of_session) / "cpu"
+    with open(Path(folder_of_session) / "lock", "w") as lock:  # by whichever of pytest's processes comes first
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "stub_record.json").exists():
+            subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
+            (folder / "stub_record.json").write_text(json.dumps(stub_record()))
     return folder
 
 
