@@ -429,12 +429,12 @@ def reads_clock(value: ast.AST, tree: Tree, seen: set[str]) -> bool:
 
 
 def find_threads(tree: Tree) -> Iterator[Finding]:
-    """The number of threads, which the clock of the cpu scale divides by."""
+    """The number of threads, whose time the clock of the cpu scale adds up."""
     for node in tree.nodes:
         if isinstance(node, ast.Call):
             name = full_name(node.func, tree)
             if name in ("torch.set_num_threads", "torch.set_num_interop_threads"):
-                yield node.lineno, "changes the number of threads, which the clock divides by", ast.unparse(node)
+                yield node.lineno, "changes the number of threads, whose time the clock adds up", ast.unparse(node)
 
 
 CHECKS = (*(find_patches, find_data, find_metric, find_clock, find_imports, find_names, find_texts, find_threads),)
@@ -493,7 +493,7 @@ def measure_expected() -> dict:
         "tokens": rows[:, 1:].size,
         "lowest_bpb": lowest_believable(rows, tokenizer),
         "time_budget": 0 if prepare_data.STEPS else prepare_data.TIME_BUDGET,  # 0: by steps, whatever they take
-        "clock": "cpu" if prepare_data.SCALE == "cpu" else "wall",
+        "clock": "paced" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, from before_clock(), once it has run
     }
 
@@ -514,7 +514,7 @@ def read_record(folder: Path) -> dict | None:
     try:
         evaluations = [json.loads(line) for line in path.read_text().splitlines()]
         numbers = [float(evaluations[-1][name]) for name in ("val_bpb", "nats", "bytes", "tokens", "batches")]
-        moments = [float(evaluations[-1][name][kind]) for name in MOMENTS for kind in ("cpu", "wall")]
+        moments = [float(evaluations[-1][name][kind]) for name in MOMENTS for kind in ("cpu", "paced", "wall")]
     except (ValueError, KeyError, TypeError, IndexError):
         return None
     return evaluations[-1] | {"evaluations": len(evaluations)} if all(map(math.isfinite, numbers + moments)) else None
@@ -524,7 +524,7 @@ MOMENTS = ("imported", "first_batch", "clock_started", "evaluated", "finished")
 
 
 def elapsed(record: dict, first: str, last: str, kind: str) -> float:
-    """Seconds between two moments of a run, of CPU time ("cpu") or by the clock on the wall ("wall")."""
+    """Seconds between two moments of a run: of CPU time ("cpu"), at a fixed pace ("paced"), or by the wall ("wall")."""
     return record[last][kind] - record[first][kind]
 
 
@@ -532,7 +532,7 @@ def before_clock(record: dict, seconds: float, kind: str) -> float:
     """Seconds that a run took besides its training and its evaluation. "wall" goes by the loop's own clock."""
     return (
         record["clock_started"]["cpu"]
-        if kind == "cpu"
+        if kind != "wall"
         else seconds - elapsed(record, "clock_started", "finished", kind)
     )
 

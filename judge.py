@@ -21,18 +21,23 @@ The method, all of it in closed form:
 - Reporting. "Best seen" is the mean of the runs that won; "confirmed best" is the mean of fresh seeds only.
 
 - Pairing. Every candidate's first run is on the same seed as the baseline's. What a seed adds is estimated from all
-  sources that were run on several (a two-way layout, shrunk) and taken off before anything else.
+  sources that were run on several (a two-way layout with random seeds) and taken off before anything else. How much of
+  the noise is the seeds' is learned too, from a value that is usual at the scale.
 
 What it does not do. It does not run the best again for each candidate: that costs more than it tells. It does not know
-that an idea is a good one, nor whether a number was come by honestly. The posterior takes sigma as known, the same for
-all sources, and the noise as normal: a source that diverges on one seed in ten is not seen as such. A kept change is
-never taken back.
+that an idea is a good one, nor whether a number was come by honestly. Only what did well on its first run is run again,
+so the seed of first runs looks a little luckier than it is. The posterior takes sigma as known, the same for all
+sources, and the noise as normal: a source that diverges on one seed in ten is not seen as such. A kept change is never
+taken back.
 
 Units: val_bpb, lower is better; a gain is best - candidate, positive is better. `Usual` alone is in units of sigma.
 """
 
 import math
 from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy
 
 Runs = dict[int, float]  # seed -> val_bpb of one source
 
@@ -73,10 +78,9 @@ class Usual:
 
 
 NEAR_MISS = 0.3  # a discard as probable as this is worth another look while the same best stands
-# The share of the variance between runs that their seed explains. It is less than what the little that is known says
-# (benchmarks/cpu_noise.txt; a published change of seed, 0.0005, next to near-no-op rows on one seed, 0.00032): in the
-# simulation 0.3 costs nothing where seeds explain nothing, and more would double the false keeps there.
-SEED_SHARE = 0.3
+SPREAD_WEIGHT = 12.0  # sources on one seed that the noise known otherwise counts as
+SHARE_WEIGHT = 6.0  # degrees of freedom that the prior share of seeds counts as
+LARGEST_SHARE = 0.9  # something is always left to chance
 SMALLEST_SIGMA = 1e-6  # val_bpb is printed with six digits
 LARGEST_EFFECT = 8.0  # sigma; a larger one is clear anyway, and must not set what is usual
 
@@ -108,31 +112,75 @@ def pooled_noise(sources: list[Runs], prior: Noise) -> Noise:
 # Pairing by seed
 
 
-def seed_offsets(sources: list[Runs]) -> dict[int, float]:
+def seed_share(sources: list[Runs], prior: float) -> float:
+    """The share, 0 to 0.9, of the variance between runs of one source that their seed explains.
+
+    Analysis of variance of a two-way layout, source + seed: how much less is left within the sources when each seed is
+    given a mean of its own, per degree of freedom (Searle, Casella and McCulloch, Variance Components, 1992). `prior`
+    is the share expected before anything is measured.
+    """
+    design, deviations, _ = two_way(sources)
+    squares, degrees = deviations @ deviations, sum(len(runs) - 1 for runs in sources if len(runs) > 1)
+    if not squares:
+        return prior
+    fit, _, rank, _ = numpy.linalg.lstsq(design, deviations)
+    left = numpy.square(deviations - design @ fit).sum() / (squares / degrees)
+    unexplained = (left + SHARE_WEIGHT * (1 - prior)) / (degrees - rank + SHARE_WEIGHT)
+    return min(max(1 - float(unexplained), 0.0), LARGEST_SHARE)
+
+
+def two_way(sources: list[Runs]) -> tuple[numpy.ndarray, numpy.ndarray, list[int]]:
+    """(design (runs, seeds), deviations (runs,), seeds) of the sources with several runs, each rid of its own mean."""
+    repeated = [runs for runs in sources if len(runs) > 1]
+    seeds = sorted({seed for runs in repeated for seed in runs})
+    design = [numpy.equal.outer(list(runs), seeds) - numpy.isin(seeds, list(runs)) / len(runs) for runs in repeated]
+    deviations = [numpy.array(list(runs.values())) - mean(runs) for runs in repeated]
+    return numpy.vstack([numpy.zeros((0, len(seeds))), *design]), numpy.concatenate([[], *deviations]), seeds
+
+
+def seed_offsets(sources: list[Runs], share: float) -> dict[int, float]:
     """What each seed adds to val_bpb, shrunk, from the sources that were run on more than one.
 
     A seed does much the same to a file and to a small edit of it. Every candidate runs first on the seed that the best
-    was run on, so without this one lucky seed of the baseline would put all candidates down together.
+    was run on, so without this one lucky seed of the baseline would put all candidates down together. The best linear
+    unbiased prediction of random seed effects (Henderson 1975), which is a ridge regression.
     """
-    deviations: dict[int, list[float]] = {}
-    for runs in sources:
-        for seed, val_bpb in runs.items() if len(runs) > 1 else ():
-            deviations.setdefault(seed, []).append(val_bpb - mean(runs))
-    return {seed: reliability(len(values)) * math.fsum(values) / len(values) for seed, values in deviations.items()}
-
-
-def reliability(sources: int) -> float:
-    """The share of a seed's mean deviation over so many sources that is the seed's own, the rest being chance."""
-    return SEED_SHARE * sources / (1 + SEED_SHARE * (sources - 1))
+    design, deviations, seeds = two_way(sources)
+    if not share or not seeds:
+        return {}
+    ridge = (1 - share) / share * numpy.eye(len(seeds))
+    offsets = numpy.linalg.solve(design.T @ design + ridge, design.T @ deviations)
+    return dict(zip(seeds, offsets.tolist(), strict=True))
 
 
 def without_seed(runs: Runs, offsets: dict[int, float]) -> Runs:
     return {seed: val_bpb - offsets.get(seed, 0.0) for seed, val_bpb in runs.items()}
 
 
-def paired(noise: Noise) -> Noise:
-    """The noise that is left of a run when its seed's offset, known from one source at least, is taken off."""
-    return replace(noise, sigma=noise.sigma * math.sqrt(1 - SEED_SHARE * reliability(1)))
+def paired(noise: Noise, sources: list[Runs], share: float) -> Noise:
+    """The noise that is left of a run when its seed's offset, known from `sources`, is taken off.
+
+    Never more than what many sources differ by on one seed: that is chance, and the worth of what was changed on top.
+    """
+    known = sum(len(runs) > 1 for runs in sources)
+    reliability = share * known / (1 - share + share * known)  # of the offset: Spearman 1910, Brown 1910
+    left = noise.sigma**2 * (1 - share * reliability)
+    spread, count = spread_on_one_seed(sources)
+    bound = (SPREAD_WEIGHT * left + count * spread**2) / (SPREAD_WEIGHT + count)
+    return replace(noise, sigma=max(math.sqrt(min(left, bound)), SMALLEST_SIGMA))
+
+
+def spread_on_one_seed(sources: list[Runs]) -> tuple[float, int]:
+    """(standard deviation by the median absolute deviation, number) of the values on the seed with the most runs."""
+    by_seed: dict[int, list[float]] = {}
+    for runs in sources:
+        for seed, val_bpb in runs.items():
+            by_seed.setdefault(seed, []).append(val_bpb)
+    values = max(by_seed.values(), key=len, default=[])
+    if len(values) < 2:
+        return 0.0, 0
+    middle = median(values)
+    return 1.4826 * median(abs(value - middle) for value in values), len(values)
 
 
 # -----------------------------------------------------------------------------

@@ -650,15 +650,46 @@ def report(meta: dict, directory: Path) -> None:
 # Record: what this file saw of a run, for audit.py, which does not trust what a run prints
 
 RECORD = Path(os.environ["AUTORESEARCH_RECORD"]).absolute() if os.environ.get("AUTORESEARCH_RECORD") else None
-process_times = os.times  # not the time module's clocks, and bound here: a train.py might replace those
+process_times, cpu_seconds = os.times, time.process_time  # bound here: a train.py might replace those
 noted = {"val_reads": 0, "batches": 0, "training_tokens": 0, "optimizer_steps": 0}
+
+# The clock of the cpu scale
+pace = {"cpu": 0.0, "seconds": 0.0, "rate": 0.0, "looked": -1.0}
+PACE_SECONDS = 0.0047  # CPU time of the work in look_at_pace() on the machine that the cpu scale was made on
+PACE_EVERY = 0.2  # CPU seconds between two looks at how fast the machine is now
+
+
+def paced_seconds() -> float:
+    """CPU time of this process, in seconds of the machine that the cpu scale was made on.
+
+    It stands still until look_at_pace(). One core does 5 to 10 % more or less from minute to minute, with what its
+    neighbours do to caches and memory, and the number of steps with it: that was most of the noise of val_bpb.
+    """
+    now = cpu_seconds()
+    pace["seconds"] += (now - pace["cpu"]) * pace["rate"]
+    pace["cpu"] = now
+    return pace["seconds"]
+
+
+def look_at_pace() -> None:
+    """See how fast the machine is now, by a fixed piece of work that is like training and counts as no time."""
+    import torch
+
+    paced_seconds()
+    if pace["cpu"] - pace["looked"] < PACE_EVERY and pace["rate"]:
+        return
+    hidden, weight = torch.linspace(-1, 1, 512 * 64).view(512, 64), torch.linspace(-1, 1, 64 * 1024).view(64, 1024)
+    started = cpu_seconds()
+    torch.nn.functional.cross_entropy(15 * torch.tanh(hidden @ weight / 15), torch.arange(512))
+    pace["cpu"] = pace["looked"] = cpu_seconds()
+    pace["rate"] = PACE_SECONDS / (pace["cpu"] - started)
 
 
 def note_first(event: str) -> None:
     """Note when `event` happened for the first time, and how much had been trained by then."""
     if event not in noted:
         now = process_times()
-        clocks = {"cpu": now.user + now.system, "wall": now.elapsed}
+        clocks = {"cpu": now.user + now.system, "wall": now.elapsed, "paced": paced_seconds()}
         noted[event] = clocks | {name: noted[name] for name in ("batches", "optimizer_steps")}
 
 
@@ -758,17 +789,16 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
 
 
 def training_clock() -> float:
-    """Seconds, for timing training: the wall clock on a GPU; on a CPU this process's own CPU time over its threads, so
-    that a busy neighbour does not shorten the training. The first call is taken as the start of the budget."""
-    import torch
-
+    """Seconds, for timing training: the wall clock on a GPU; on a CPU paced_seconds(), so that neither a busy neighbour
+    nor a slow minute shortens the training. The first call is taken as the start of the budget."""
+    on_gpu = default_device() == "cuda"
+    if not on_gpu:
+        look_at_pace()
     if "clock_started" not in noted:
         note_first("clock_started")
         if "hook" in noted:
             noted.pop("hook").remove()
-    if default_device() == "cuda":
-        return time.perf_counter()
-    return time.process_time() / torch.get_num_threads()
+    return time.perf_counter() if on_gpu else paced_seconds()
 
 
 def token_losses(model, inputs, targets, vocab_size: int):

@@ -1,13 +1,15 @@
 """
-How much val_bpb of the cpu scale varies, and whether a changed constant shows above that. No GPU needed.
+How much val_bpb of the cpu scale varies, where that comes from, and whether a changed constant shows above it.
 
-    python prepare_data.py --scale cpu && python benchmarks/cpu_noise.py    # about ten minutes
+    python prepare_data.py --scale cpu && python benchmarks/cpu_noise.py    # about ten minutes on a quiet machine
 
-Trains train.py as it stands for its own time budget: five times with one seed on an idle machine, five times with one
-spinning process per core, and with five seeds. A time budget lets the number of steps differ, so a fourfold and a
-quarter of MATRIX_LR are compared at an equal number of steps, with three seeds each. Results: cpu_noise.txt.
+Trains train.py as it stands: for a fixed number of steps (the same seed twice, other seeds, other numbers of steps, and
+a fourfold and a quarter of MATRIX_LR), then for its own time budget, on an idle machine and with one spinning process
+per core. "CPU s" is what the budget took in plain CPU time: how far it is from constant is how much the number of steps
+would vary without the pace that prepare_data.training_clock() goes by. No GPU needed. Results: cpu_noise.txt.
 """
 
+import json
 import math
 import os
 import platform
@@ -20,33 +22,42 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import judge
+
+ROOT = Path(__file__).resolve().parents[1]
 SOURCE = (ROOT / "train.py").read_text()
-REPEATS = 5
+SEEDS = (42, 1, 2, 3)
+STEPS = 190
 
 
 def measure(source, seed, steps):
-    """(val_bpb, steps) of one training run of a train.py text; steps 0: as many as the time budget allows."""
+    """(val_bpb, steps, CPU seconds of the training) of a train.py text; steps 0: as many as the time budget allows."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.py"
+        path, record = Path(folder) / "train.py", Path(folder) / "record.json"
         path.write_text(source)
         changes = {"PYTHONPATH": str(ROOT), "AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_SEED": str(seed)}
-        changes["AUTORESEARCH_STEPS"] = str(steps)
+        changes |= {"AUTORESEARCH_STEPS": str(steps), "AUTORESEARCH_RECORD": str(record)}
         run = subprocess.run([sys.executable, path], env=os.environ | changes, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            return math.nan, 0, math.nan
+        noted = json.loads(record.read_text())
     values = dict(re.findall(r"^(\w+): +(\S+)$", run.stdout, re.M))
-    return (float(values["val_bpb"]), int(values["num_steps"])) if run.returncode == 0 else (math.nan, 0)
+    seconds = noted["evaluated"]["cpu"] - noted["clock_started"]["cpu"]
+    return float(values["val_bpb"]), int(values["num_steps"]), seconds
 
 
 def series(name, source, seeds, steps=0):
-    """Measure one source with each seed in turn and print the row."""
+    """Measure one source with each seed in turn and print the row. Returns the runs, seed -> val_bpb."""
     results = [measure(source, seed, steps) for seed in seeds]
-    bpbs = [bpb for bpb, _ in results]
-    spread = f"{statistics.stdev(bpbs):.4f}  {max(bpbs) - min(bpbs):.4f}" if len(bpbs) > 1 else f"{'-':6}  {'-':6}"
-    steps = f"{min(s for _, s in results)}-{max(s for _, s in results)}"
+    bpbs, counts, seconds = zip(*results, strict=True)
+    spread = f"{statistics.stdev(bpbs):.4f}" if len(bpbs) > 1 else ""
     print(
-        f"{name:16} {statistics.mean(bpbs):.4f}  {spread}  {steps:>9}  " + " ".join(f"{bpb:.4f}" for bpb in bpbs),
+        f"{name:18} {statistics.mean(bpbs):.4f} {spread:7} {min(counts):3}-{max(counts):3}"
+        f"  {min(seconds):4.1f}-{max(seconds):4.1f}  " + " ".join(f"{bpb:.4f}" for bpb in bpbs),
         flush=True,
     )
+    return dict(zip(seeds, bpbs, strict=True))
 
 
 def scaled_matrix_lr(factor):
@@ -55,15 +66,19 @@ def scaled_matrix_lr(factor):
 
 
 print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-print("                 mean    std     range       steps  each run", flush=True)
-series("same seed, idle", SOURCE, [42] * REPEATS)
+print("                   mean   std      steps     CPU s    each run", flush=True)
+for steps in (STEPS - 10, STEPS, STEPS + 10):
+    series(f"{steps} steps, seed 42", SOURCE, [42] * (2 if steps == STEPS else 1), steps)
+sources = [("as it is", SOURCE), ("LR x 4", scaled_matrix_lr(4)), ("LR / 4", scaled_matrix_lr(0.25))]
+layout = [series(f"{name}, seeds", source, SEEDS, STEPS) for name, source in sources]
+series("20 s, same seed", SOURCE, [42] * 4)
 spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
 try:
-    series("same seed, busy", SOURCE, [42] * REPEATS)
+    series("20 s, busy", SOURCE, [42] * 4)
 finally:
     for spinner in spinners:
         spinner.kill()
         spinner.wait()
-series("five seeds", SOURCE, range(1, 1 + REPEATS))
-for name, factor in (("fixed steps", 1), ("fixed, LR x 4", 4), ("fixed, LR / 4", 1 / 4)):
-    series(name, scaled_matrix_lr(factor), [42, 1, 2], steps=190)
+series("20 s, seeds", SOURCE, SEEDS)
+sigma = judge.pooled_noise(layout, judge.Noise(0, 0)).sigma
+print(f"noise at equal steps: {sigma:.4f}; the seeds' share of its variance: {judge.seed_share(layout, 0.5):.2f}")

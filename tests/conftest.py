@@ -44,8 +44,8 @@ def stub_record() -> dict:
     import audit
 
     expected = audit.measure_expected()
-    moment = {"cpu": 0.0, "wall": 0.0, "batches": 0, "optimizer_steps": 0}
+    moment = {"cpu": 0.0, "paced": 0.0, "wall": 0.0, "batches": 0, "optimizer_steps": 0}
     events = dict.fromkeys(("imported", "first_batch", "clock_started"), moment)
-    events |= dict.fromkeys(("evaluated", "finished"), moment | {"cpu": 20.0})
+    events |= dict.fromkeys(("evaluated", "finished"), moment | {"paced": 20.0})
     counts = {"val_reads": 1, "batches": 100, "training_tokens": 200_000, "optimizer_steps": 0}
     return {name: expected[name] for name in ("fingerprint", "bytes", "tokens")} | events | counts

@@ -643,3 +643,31 @@ def test_logits_that_are_not_finite(tokenizer, change):
 def test_logits_of_another_shape(tokenizer, change):
     with pytest.raises(ValueError, match="the logits are"):
         evaluate_bpb(Model(change), tokenizer, 32)
+
+
+# -----------------------------------------------------------------------------
+# The clock of the cpu scale
+
+
+def busy(seconds: float) -> float:
+    """Work for so much CPU time. Returns what the training clock says that it was."""
+    before, until = prepare_data.training_clock(), time.process_time() + seconds
+    while time.process_time() < until:
+        prepare_data.training_clock()
+    return prepare_data.training_clock() - before
+
+
+def test_the_clock_counts_work_and_no_waiting():
+    worked, before = busy(1.0), prepare_data.training_clock()
+    time.sleep(0.5)
+    assert prepare_data.training_clock() - before < 0.2
+    assert 0.02 < worked < 20  # of a machine that much slower or faster than the one that a second is named after
+    readings = [prepare_data.training_clock() for _ in range(1000)]
+    assert readings == sorted(readings)
+
+
+def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
+    normal = busy(1.0)
+    monkeypatch.setattr(prepare_data, "PACE_SECONDS", prepare_data.PACE_SECONDS / 3)
+    prepare_data.pace["looked"] = -1.0
+    assert busy(1.0) == pytest.approx(normal / 3, rel=0.5)

@@ -23,7 +23,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mutate import constant_assignments
+from mutate import assignments, reached
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "train.py").read_text()
@@ -602,7 +602,10 @@ def test_a_model_that_never_fits_says_so(tmp_path):
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(
     "source",
-    [set_constant("SOFTCAP", "math.nan"), pytest.param(set_constant("UNEMBEDDING_LR", 1e4), marks=pytest.mark.slow)],
+    [
+        pytest.param(set_constant("SOFTCAP", "math.nan"), marks=pytest.mark.slow),
+        pytest.param(set_constant("UNEMBEDDING_LR", 1e4), marks=pytest.mark.slow),
+    ],
     ids=["nan", "huge learning rate"],
 )
 def test_divergence_ends_the_run_at_once(source, tmp_path):
@@ -639,7 +642,10 @@ def load_bench():
 def test_starting_values_are_put_in_place_of_the_constants():
     bench = load_bench()
     starting = bench.set_constants(SOURCE, bench.STARTING_VALUES, "h100")
-    before, after = (dict(constant_assignments(ast.parse(source).body, "h100")) for source in (SOURCE, starting))
+    before, after = (
+        dict(pair for statement in reached(ast.parse(source).body, "h100") for pair in assignments(statement))
+        for source in (SOURCE, starting)
+    )
     for name, expression in after.items():
         value = bench.STARTING_VALUES.get(name)
         assert ast.unparse(expression) == (ast.unparse(before[name]) if value is None else repr(value))
