@@ -134,8 +134,10 @@ def look_ahead(search: Search) -> int:
     """How many proposals may wait for a slot. What waits knows less than what is written later, so few are enough."""
     if search.settings.look_ahead is not None:
         return search.settings.look_ahead
-    slow = search.proposal_seconds > 0.5 * run_seconds(search) / len(search.slots)
-    return max(1, len(search.slots) // 2) + slow  # benchmarks/engine.py shows that the slots stay busy
+    share = search.proposal_seconds * len(search.slots) / run_seconds(search)  # of the time that the slots leave it
+    if share < 0.02:
+        return 0
+    return max(1, len(search.slots) // 2) + (share > 0.5)  # benchmarks/engine.py shows that the slots stay busy
 
 
 def ask(search: Search, crashed: Candidate | None = None) -> None:

@@ -275,12 +275,13 @@ def propose_mutation(context: Context) -> Proposal:
     for _ in range(TRIES):
         drawn = slopes + numpy.linalg.solve(root.T, [rng.gauss(0, 1) for _ in constants])
         steepest = numpy.argsort(-abs(drawn))[:CHANGED].tolist()
-        new = {}
+        changes = []
         for index in steepest:
-            size = rng.choice([0.5, 1.0, 1.0]) / 2 ** failed[constants[index].name]
-            text = moved(constants[index], math.copysign(size, drawn[index]), rng)
-            new |= {index: text} if text != constants[index].text else {}  # a 1 that should be less stays 1
-        source, description = replaced(context.best_source, [(constants[index], new[index]) for index in new])
+            constant = constants[index]
+            size = rng.choice([0.5, 1.0, 1.0]) / 2 ** failed[constant.name]
+            text = moved(constant, math.copysign(size, drawn[index]), rng)
+            changes += [(constant, text)] if text != constant.text else []  # one layer cannot be less
+        source, description = replaced(context.best_source, changes)
         if changes_in(description) not in tried and not edit_problem(context.best_source, source):
             return Proposal(description, source, category="constant")
     raise ProposalFailed("mutate found no change that was not tried on this best")

@@ -20,7 +20,7 @@ import prepare_data
 from run_experiment import run_experiment
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]  # one cluster, in one process
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 

@@ -59,7 +59,7 @@ def test_it_changes_constants_and_nothing_else(tmp_path):
         assert edit_problem(TRAIN, proposal.source) == ""
         after = values_of(proposal.source)
         changed = [name for name in before if before[name] != after[name]]
-        assert len(changed) == 4 and before.keys() == after.keys()
+        assert 3 <= len(changed) <= 4 and before.keys() == after.keys()
         assert {name for name, *_ in changes_in(proposal.description)} == set(changed)
         assert len(proposal.source.splitlines()) == len(TRAIN.splitlines())
         assert all(type(before[name]) is type(after[name]) for name in before)
@@ -86,6 +86,12 @@ def test_it_does_not_repeat_itself_on_the_same_best(tmp_path):
         propose(tmp_path, number=200, best_source=source, rows=rows)
     newer_best = [*rows, make_row(commit="new", number=9)]
     assert propose(tmp_path, number=200, best_source=source, rows=newer_best).source != source
+
+
+def test_what_cannot_move_is_not_named(tmp_path):
+    for number in range(20):
+        proposal = propose(tmp_path, number=number, best_source="DEPTH, A = 1, 0.5\nrun(A, DEPTH)\n")
+        assert "1 -> 1" not in proposal.description and proposal.description
 
 
 def test_nothing_to_change_says_so(tmp_path):
