@@ -6,8 +6,10 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +27,10 @@ NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory) -> Path:
-    """Where the nodes' runs have their folders."""
-    return tmp_path_factory.mktemp("scratch")
+def scratch() -> Iterator[Path]:
+    """Where the nodes' runs have their folders, and Ray its sockets: of these the path must not be long."""
+    with tempfile.TemporaryDirectory(prefix="ar-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
