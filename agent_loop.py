@@ -59,6 +59,7 @@ from experiments import (
     may_run,
     next_candidate,
     record,
+    runs_so_far,
     train_here,
     train_on_cluster,
     verdict_of_failed,
@@ -98,7 +99,6 @@ from search import (
     message_of,
     new_proposal_folder,
     over_budget,
-    run_events,
     run_seconds,
     store_proposal,
     time_for_more,
@@ -197,7 +197,7 @@ def recent_trainings(search: Search, count: int = 3) -> list[Training]:
 
 
 def crash_of(search: Search, crashed: Candidate) -> Crash:
-    (*_, run) = run_events(search, crashed.number, "judge", crashed.repairs)
+    (*_, run) = runs_so_far(search, crashed)
     return Crash(crashed.number, crashed.proposal.source, run["tail"], crashed.repairs + 1)
 
 

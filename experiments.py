@@ -331,7 +331,7 @@ def measure_intact(search: Search) -> bool:
 
 def decide(search: Search, candidate: Candidate) -> None:
     """What follows from an experiment's runs so far: another run, a repair, or its verdict."""
-    runs = run_events(search, candidate.number, "judge", candidate.repairs)
+    runs = runs_so_far(search, candidate)
     failed = any(run["status"] != "ok" for run in runs)
     if not runs and (reason := forbidden(search, candidate.proposal.source)):
         record(search, candidate, Verdict("invalid", reason))
@@ -347,6 +347,11 @@ def decide(search: Search, candidate: Candidate) -> None:
         run_on_top(search, candidate, verdict)
     else:
         record(search, candidate, verdict)
+
+
+def runs_so_far(search: Search, candidate: Candidate) -> list[dict]:
+    """The ended runs of the present attempt at an experiment, oldest first."""
+    return run_events(search, candidate.number, "judge", candidate.repairs)
 
 
 def run_again(search: Search, candidate: Candidate, verdict: Verdict) -> None:
@@ -376,13 +381,13 @@ def forbidden(search: Search, source: str) -> str:
 
 
 def verdict_of_failed(search: Search, candidate: Candidate) -> Verdict:
-    (*_, run) = [run for run in run_events(search, candidate.number, "judge", candidate.repairs) if run["error"]]
+    (*_, run) = [run for run in runs_so_far(search, candidate) if run["error"]]
     return Verdict(run["status"], run["error"])
 
 
 def verdict_of(search: Search, candidate: Candidate) -> Verdict:
     """judge() with what this search knows, against the best that the edit was made for."""
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    events = runs_so_far(search, candidate)
     if not events:
         return Verdict("again", "its first run", next_seed=search.seed)
     known, rule = knowledge(search), search.settings.keep
@@ -453,7 +458,7 @@ def record(search: Search, candidate: Candidate, verdict: Verdict) -> None:
 
 def row_of(search: Search, candidate: Candidate, verdict: Verdict) -> Row:
     """The row of a decided experiment, but for its commit."""
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    events = runs_so_far(search, candidate)
     runs = {run["seed"]: run["val_bpb"] for run in events if run["status"] == "ok"}
     proposal, usage = candidate.proposal, candidate.proposal.usage
     return Row(
@@ -480,7 +485,7 @@ def row_of(search: Search, candidate: Candidate, verdict: Verdict) -> Row:
 
 
 def tail_of(search: Search, candidate: Candidate) -> str:
-    events = run_events(search, candidate.number, "judge", candidate.repairs)
+    events = runs_so_far(search, candidate)
     return events[-1]["tail"] if events else ""
 
 
@@ -490,7 +495,7 @@ def result_message(search: Search, candidate: Candidate, verdict: Verdict, row: 
     if verdict.status not in ("keep", "discard"):
         return row_message(f"{subject} ({verdict.status})", verdict.reason, row)
     gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
-    values = run_events(search, candidate.number, "judge", candidate.repairs)[-1]["summary"]
+    values = runs_so_far(search, candidate)[-1]["summary"]
     facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
     before = f"; best before {search.best:.6f}" if search.kept else ""
     note = f"{verdict.status}: {verdict.reason}{before}\n{facts}"
