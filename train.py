@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prepare_data import (
     MAX_SEQ_LEN,
@@ -112,51 +111,27 @@ FINAL_LR_FRACTION = 0.05
 # Attention
 
 
-# For full causal attention, the fastest on Hopper first; each does what those before it can't.
-FULL_KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-# FlashAttention-2 with a window is in the wheel, for Ampere (compute capability 8) and later.
-HAS_FLASH = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-
-
 def attend(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) in which a position sees itself and `window` - 1 before it."""
     T = q.size(1)
     if window < T and q.is_cuda:
-        return (flash_window if HAS_FLASH else flex_window)(q, k, v, window)
+        return flash_window(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if window < T:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=band_mask(T, window, q.device))
     else:
-        with sdpa_kernel(FULL_KERNELS, set_priority=True):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # by cuDNN on Hopper, FlashAttention-2 on others
     return y.transpose(1, 2)
 
 
 def flash_window(q, k, v, window):
-    """attend() where window < T on a GPU: the batch is one packed sequence of B documents of length T."""
+    """attend() where window < T on a GPU, by FlashAttention-2: the batch is a packed sequence of B documents."""
     from torch.nn.attention.varlen import varlen_attn
 
     B, T, H, D = q.shape
     offsets = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
     q, k, v = (x.reshape(B * T, H, D) for x in (q, k, v))
     return varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(window - 1, 0)).view(B, T, H, D)
-
-
-def flex_window(q, k, v, window):
-    """attend() where window < T on a GPU without FlashAttention-2."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def visible(batch, head, query, key):
-        return (query >= key) & (query - key < window)
-
-    T = q.size(1)
-    mask = create_block_mask(visible, None, None, T, T, device=q.device)
-    return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
 
 @functools.cache
@@ -217,7 +192,8 @@ class Block(nn.Module):
         super().__init__()
         dim = config.n_embd
         self.n_head, self.window = config.n_head, config.windows[layer]
-        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.qkv = nn.Parameter(torch.empty(3, dim, dim))  # one product, three matrices for Muon
+        self.proj = nn.Linear(dim, dim, bias=False)
         self.fc = nn.Linear(dim, 4 * dim, bias=False)
         self.fc_proj = nn.Linear(4 * dim, dim, bias=False)
         gated = has_value_embedding(layer, config.n_layer)
@@ -225,11 +201,11 @@ class Block(nn.Module):
 
     def attention(self, x, value_embedding, cos, sin):
         B, T, dim = x.shape
-        q, k, v = (linear(x).view(B, T, self.n_head, -1) for linear in (self.q, self.k, self.v))
+        q, k, v = F.linear(x, self.qkv.flatten(0, 1)).view(B, T, 3, self.n_head, -1).unbind(2)
         if value_embedding is not None:  # mixed into v, as much as a gate per head says
             gate = GATE_RANGE * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v).to(v.dtype)
-        q, k = (norm(rotate(x, cos, sin).to(v.dtype)) * QK_SCALE for x in (q, k))
+        q, k = ((rotate(norm(x), cos, sin) * QK_SCALE).to(v.dtype) for x in (q, k))
         return self.proj(attend(q, k, v, self.window).reshape(B, T, dim))
 
     def forward(self, x, value_embedding, cos, sin):
@@ -271,8 +247,7 @@ class GPT(nn.Module):
         for embedding in self.value_embeddings.values():
             nn.init.uniform_(embedding.weight, -bound, bound)
         for block in self.blocks:
-            for linear in (block.q, block.k, block.v):
-                nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.uniform_(block.qkv, -bound, bound)
             nn.init.uniform_(block.fc.weight, -FC_INIT * bound, FC_INIT * bound)
             nn.init.zeros_(block.proj.weight)
             nn.init.zeros_(block.fc_proj.weight)
@@ -296,7 +271,9 @@ class GPT(nn.Module):
         return norm(x - self.backout_scalar * middle)  # what only served the early layers is taken out again
 
     def forward(self, idx):
-        return capped_logits(self.features(idx), self.lm_head.weight)
+        with torch.enable_grad():  # as in training, whose compiled graph then serves the evaluation too
+            x = self.features(idx)
+        return capped_logits(x, self.lm_head.weight)
 
     def flops_per_token(self):
         """Training FLOPs: 6 per matmul parameter, 12 per attended position and channel."""
@@ -320,6 +297,9 @@ def summed_loss(x, weight, targets):
     return F.cross_entropy(capped_logits(x, weight), targets, reduction="sum")
 
 
+loss_and_gradients = torch.func.grad_and_value(summed_loss, argnums=(0, 1))
+
+
 class ChunkedLoss(torch.autograd.Function):
     """The mean of summed_loss() per token, a chunk of the tokens at a time: the float32 logits never exist whole.
 
@@ -329,7 +309,6 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, chunk):
-        loss_and_gradients = torch.func.grad_and_value(summed_loss, argnums=(0, 1))
         head = weight.to(x.dtype)
         total, x_grads, weight_grad = 0, [], 0
         for some_x, some_targets in zip(x.split(chunk), targets.split(chunk), strict=True):
@@ -369,42 +348,47 @@ POLAR_EXPRESS = [
 
 
 def orthogonalize(G):
-    """The nearest (semi-)orthogonal matrices to a stack (n, rows, columns), approximately, in bf16 on a GPU."""
+    """The nearest orthogonal matrices to a stack (n, rows, columns), approximately; of tall ones, the columns are."""
     X = G.bfloat16() if G.is_cuda else G
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
-    tall = X.size(-2) > X.size(-1)
-    X = X.mT if tall else X
     for a, b, c in POLAR_EXPRESS:
-        A = X @ X.mT
-        X = a * X + (b * A + c * (A @ A)) @ X
-    return (X.mT if tall else X).to(G.dtype)
+        A = X.mT @ X
+        X = torch.baddbmm(X, X, torch.baddbmm(A, A, A, beta=b, alpha=c), beta=a)  # a X + X (b A + c A A)
+    return X.to(G.dtype)
 
 
 def muon_update(grads, params, momentum_buffer, second_moment, momentum, lr, weight_decay):
-    """One Muon step on a stack of matrices (n, rows, columns), in place. Scalars come as tensors: no recompilation."""
+    """One Muon step on a stack (n, rows, columns) of square or tall matrices, in place.
+
+    The rate is (n, 1, 1); momentum and decay are tensors too: as numbers, each new value would be compiled anew.
+    """
     momentum_buffer.lerp_(grads, 1 - momentum)
     update = orthogonalize(grads.lerp(momentum_buffer, momentum))  # Nesterov
-    # NorMuon (arXiv 2510.05491): even out the size of the rows (or columns) by their second moment, keep the total.
-    dim = -1 if params.size(-2) >= params.size(-1) else -2
-    mean_square = update.square().mean(dim=dim, keepdim=True)
+    # NorMuon (arXiv 2510.05491): even out the size of the rows by their second moment, keep the total.
+    mean_square = update.square().mean(dim=-1, keepdim=True)
     second_moment.lerp_(mean_square, 1 - MUON_BETA2)
     scale = second_moment.clamp_min(1e-10).rsqrt()
     size_before = mean_square.sum(dim=(-2, -1), keepdim=True)
     size_after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True)
     update = update * scale * (size_before / size_after.clamp_min(1e-10)).sqrt()
-    lr = lr * max(1, params.size(-2) / params.size(-1)) ** 0.5
     decay = weight_decay * params * ((update * params) >= 0)  # cautious: only where it agrees with the update
     params.sub_(lr * (update + decay))
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon over groups of matrices of one shape, each group stepped as one stack."""
+def upright(matrices):
+    """A matrix or a stack of them as a stack (n, rows, columns) with no fewer rows than columns."""
+    stack = matrices.view(-1, *matrices.shape[-2:])
+    return stack if stack.size(1) >= stack.size(2) else stack.mT
 
-    def __init__(self, matrices, lr, weight_decay):
+
+class Muon(torch.optim.Optimizer):
+    """Muon over groups of matrices of one shape, whichever way up, each group stepped as one stack."""
+
+    def __init__(self, params, lr, weight_decay):
         shapes = {}
-        for matrix in matrices:
-            shapes.setdefault(matrix.shape, []).append(matrix)
-        groups = [{"params": stack} for stack in shapes.values()]
+        for param in params:
+            shapes.setdefault(upright(param).shape[1:], []).append(param)
+        groups = [{"params": group} for group in shapes.values()]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": MUON_MOMENTUM})
         on_gpu = groups[0]["params"][0].is_cuda
         self.update = torch.compile(muon_update, dynamic=False, fullgraph=True) if on_gpu else muon_update
@@ -412,17 +396,19 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            matrices = group["params"]
-            grads = torch.stack([matrix.grad for matrix in matrices])
-            params = torch.stack(matrices)
-            state = self.state[matrices[0]]
+            stacks = [upright(param) for param in group["params"]]
+            params = torch.cat(stacks)
+            grads = torch.cat([upright(param.grad) for param in group["params"]])
+            state = self.state[group["params"][0]]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(params)
-                dim = -1 if params.size(-2) >= params.size(-1) else -2
-                state["second_moment"] = torch.zeros_like(params.sum(dim=dim, keepdim=True))
-            scalars = (torch.tensor(float(group[name])) for name in ("momentum", "lr", "weight_decay"))
-            self.update(grads, params, state["momentum_buffer"], state["second_moment"], *scalars)
-            torch._foreach_copy_(matrices, list(params.unbind()))
+                state["second_moment"] = torch.zeros_like(params[:, :, :1])
+                sizes = [max(1, p.size(-2) / p.size(-1)) ** 0.5 for p in group["params"] for _ in upright(p)]
+                state["lr_factors"] = torch.tensor(sizes, device=params.device).view(-1, 1, 1)
+            momentum, lr, weight_decay = (torch.tensor(float(group[key])) for key in ("momentum", "lr", "weight_decay"))
+            buffers = state["momentum_buffer"], state["second_moment"]
+            self.update(grads, params, *buffers, momentum, lr * state["lr_factors"], weight_decay)
+            torch._foreach_copy_(stacks, list(params.split([len(stack) for stack in stacks])))
 
 
 def build_optimizers(model):
@@ -481,6 +467,8 @@ def set_schedule(optimizers, step, progress):
 torch.manual_seed(SEED)
 device = default_device()
 if device == "cuda":
+    if torch.cuda.get_device_capability() < (8, 0):
+        sys.exit("this GPU is older than Ampere: it has no bfloat16; AUTORESEARCH_SCALE=cpu needs no GPU")
     torch.set_float32_matmul_precision("high")
     autocast = torch.autocast("cuda", torch.bfloat16)
 else:
@@ -512,10 +500,12 @@ print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.w
 # -----------------------------------------------------------------------------
 # Training
 
-training_loss, scoring_model = functools.partial(mean_loss, model), model
 if device == "cuda":
-    training_loss = torch.compile(training_loss, dynamic=False, fullgraph=True)
-    scoring_model = torch.compile(model, dynamic=False, fullgraph=True)
+    # Three small graphs rather than one: each is compiled once for every chunk and for the evaluation too, and none
+    # has what keeps torch from loading it whole from the compile cache (autograd functions, context managers).
+    compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
+    model.features = compiled(model.features)
+    loss_and_gradients, capped_logits = compiled(loss_and_gradients), compiled(capped_logits)
 
 
 def train_step(batches, step, progress):
@@ -524,7 +514,7 @@ def train_step(batches, step, progress):
     for _ in range(passes):
         inputs, targets, _ = next(batches)
         with autocast:
-            loss = training_loss(inputs, targets) / passes
+            loss = mean_loss(model, inputs, targets) / passes
         loss.backward()
         total += loss.detach()
     set_schedule(optimizers, step, progress)
@@ -619,7 +609,7 @@ mfu_percent = 100 * flops_per_token * step * tokens_per_step / training_seconds 
 
 model.eval()
 with autocast:
-    val_bpb = evaluate_bpb(scoring_model, tokenizer, rows_per_pass)
+    val_bpb = evaluate_bpb(model, tokenizer, rows_per_pass)
 if device == "cuda":
     peak_mb = torch.cuda.max_memory_allocated() / 2**20
 else:

@@ -33,8 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel
-from torch.utils.benchmark import Timer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -173,17 +172,31 @@ def sdpa(backend, q, k, v, window):
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
 
 
+def flex(q, k, v, window):
+    """Causal attention over a window, or over all, by FlexAttention."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(batch, head, query, key):
+        return (query >= key) & (query - key < window)
+
+    T = q.size(1)
+    mask = create_block_mask(visible, None, None, T, T, device=q.device)
+    return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+
 def time_attention(rows=64, T=2048, heads=5, head_dim=128):
     """Print milliseconds, forward and backward, of every candidate for attend(), as train.py would compile it."""
+    from torch.utils.benchmark import Timer  # which looks for a CUDA compiler, aloud
+
     module = load_train(SOURCE.partition("# Setup\n")[0])
     q, k, v = (
         torch.randn(rows, T, heads, head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
-    kernels = {backend.name.lower(): functools.partial(sdpa, backend) for backend in module.FULL_KERNELS[:-1]}
-    flex = {"flex_attention": module.flex_window}
-    short = {"varlen_attn": module.flash_window, **flex}
+    names = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+    full = {name.lower(): functools.partial(sdpa, SDPBackend.__members__[name]) for name in names}
+    short = {"varlen_attn": module.flash_window, "flex_attention": flex}
     print(f"\nAttention, {rows} rows of {T}, {heads} heads of {head_dim}, bf16: ms forward and backward")
-    for window, candidates in ((T // 8, short), (T // 2, short), (T, kernels | flex)):
+    for window, candidates in ((T // 8, short), (T // 2, short), (T, {"attend()": module.attend, **full})):
         for name, function in candidates.items():
             compiled = torch.compile(functools.partial(function, window=window), dynamic=False, fullgraph=True)
             text = "compiled(q, k, v).backward(gradient)"
@@ -247,7 +260,7 @@ def time_parts(module, steps=20):
         marks = [time.process_time()]
         inputs, targets, _ = next(module.batches)
         marks.append(time.process_time())
-        loss = module.training_loss(inputs, targets)
+        loss = module.mean_loss(module.model, inputs, targets)
         for work in (loss.backward, muon.step, adamw.step):
             marks.append(time.process_time())
             work()

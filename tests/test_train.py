@@ -1,7 +1,6 @@
 """train.py: its parts against plain references, in float64 where that sharpens the comparison, and whole short runs."""
 
 import ast
-import functools
 import gc
 import itertools
 import math
@@ -16,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
+from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -140,15 +141,12 @@ def packed_attention(q, k, v, starts_q, starts_k, longest_q, longest_k, window_s
 
 
 @pytest.mark.parametrize("window", [1, 5, T - 1])
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_windowed_attention_for_a_gpu_is_that_of_a_dense_mask(window, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, T, 3, 8, dtype=torch.float64)
     expected = dense_attention(q, k, v, window)
     torch.testing.assert_close(train.flash_window(q, k, v, window), expected)
-    q, k, v, expected = (x.float() for x in (q, k, v, expected))
-    torch.testing.assert_close(train.flex_window(q, k, v, window), expected)
 
 
 def test_rotary_keeps_lengths_and_sees_only_distances():
@@ -305,40 +303,56 @@ def test_mean_loss_is_the_cross_entropy_of_the_logits():
     torch.testing.assert_close(train.mean_loss(model, inputs, targets), expected)
 
 
-def loss_of_a_gpu(model, inputs, targets):
-    """What mean_loss() does on a GPU, with chunks that are small enough to be several."""
-    x = model.features(inputs).flatten(0, 1)
-    return train.ChunkedLoss.apply(x, model.lm_head.weight, targets.flatten(), 40)
+OPTIONS = {"dynamic": False, "fullgraph": True}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-def test_compiled_training_is_one_graph_and_never_compiles_again():
-    model = with_live_outputs(small_model())
-    loss_graphs, update_graphs = CompileCounter(), CompileCounter()
-    options = {"dynamic": False, "fullgraph": True}
-    compiled = torch.compile(functools.partial(loss_of_a_gpu, model), backend=loss_graphs, **options)
-    optimizers = train.build_optimizers(model)
-    optimizers[0].update = torch.compile(train.muon_update, backend=update_graphs, **options)
-    shapes = {parameter.shape for parameter in model.blocks.parameters()}
+def test_compiled_training_is_three_graphs_and_never_compiles_again():
+    module = load()
+    model = with_live_outputs(small_model(module))
+    reference = with_live_outputs(small_model())
+    optimizers = module.build_optimizers(model)
+    features, losses, updates = CompileCounter(), CompileCounter(), CompileCounter()
+    model.features = torch.compile(model.features, backend=features, **OPTIONS)
+    module.loss_and_gradients = torch.compile(module.loss_and_gradients, backend=losses, **OPTIONS)
+    optimizers[0].update = torch.compile(module.muon_update, backend=updates, **OPTIONS)
     for step in range(5):
+        reference.load_state_dict(model.state_dict())
         inputs, targets = torch.randint(VOCABULARY, (2, 3, T))
-        loss = compiled(inputs, targets)
-        torch.testing.assert_close(loss, train.mean_loss(model, inputs, targets))
+        x = model.features(inputs).flatten(0, 1)
+        loss = module.ChunkedLoss.apply(x, model.lm_head.weight, targets.flatten(), 32)  # three chunks
+        torch.testing.assert_close(loss, train.mean_loss(reference, inputs, targets))
         loss.backward()
-        train.set_schedule(optimizers, step, step / 4)
+        module.set_schedule(optimizers, step, step / 4)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         if step == 1:  # the warm-up is over: see undo_steps()
             for optimizer in optimizers:
                 optimizer.state.clear()
-    assert (loss_graphs.frame_count, update_graphs.frame_count) == (1, len(shapes))
+    model.eval()
+    with torch.no_grad():
+        reference.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model(inputs), reference(inputs))
+    shapes = {module.upright(parameter).shape[1:] for parameter in model.blocks.parameters()}
+    assert (features.frame_count, losses.frame_count, updates.frame_count) == (1, 1, len(shapes))
+
+
+def check_cacheable(graph, _=None):
+    """Raise an error where torch's compile cache would not keep the graph, and each start would make it anew."""
+    for node in graph.graph.nodes:
+        check_node_safe(node)
+    return graph.forward
 
 
 def trace(function, *arguments):
-    """The graphs that torch.compile makes of the forward and the backward pass, as lists of nodes. Neither is run."""
+    """The graphs that torch.compile makes of the forward and the backward pass, as lists of nodes. None is run."""
     graphs = []
+
+    def backend(graph, inputs):
+        check_cacheable(graph)
+        return aot_autograd(fw_compiler=compiler, bw_compiler=compiler)(graph, inputs)
 
     def compiler(graph, _):
         graphs.append(graph.graph.nodes)
@@ -347,14 +361,13 @@ def trace(function, *arguments):
         results = [None if x is None else torch.zeros(x.shape, dtype=x.dtype) for x in values]
         return make_boxed_func(lambda *_: results)
 
-    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
-    torch.compile(function, dynamic=False, fullgraph=True, backend=backend)(*arguments).backward()
+    torch.compile(function, backend=backend, **OPTIONS)(*arguments).backward()
     return graphs
 
 
 @pytest.mark.slow
-def test_graph_that_a_gpu_compiles():
-    """What needs a GPU to run can be traced without: windows by varlen_attn, both ways, and no logits but in chunks."""
+def test_features_that_a_gpu_compiles():
+    """What needs a GPU to run can be traced without: windows by varlen_attn, both ways."""
     module = load()
     short = module.build_config(3, VOCABULARY, T).windows[0]
     full, windowed = module.attend, module.flash_window
@@ -364,13 +377,21 @@ def test_graph_that_a_gpu_compiles():
 
     module.attend = attend_on_a_gpu
     model = small_model(module, depth=3)
-    inputs, targets = torch.randint(VOCABULARY, (2, 4, T))
-    forward, backward = trace(functools.partial(loss_of_a_gpu, model), inputs, targets)
+    inputs = torch.randint(VOCABULARY, (4, T))
+    forward, backward = trace(lambda inputs: model.features(inputs).sum(), inputs)
     for nodes, kernel in ((forward, "_varlen_attn.default"), (backward, "_varlen_attn_backward.default")):
         windows = [node.args for node in nodes if str(node.target).endswith(kernel)]
         assert len(windows) == 2 and all([short - 1, 0] in arguments for arguments in windows)
-        shapes = {tuple(node.meta["val"].shape) for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)}
-        assert not any(math.prod(shape) == inputs.numel() * VOCABULARY and shape[-1] == VOCABULARY for shape in shapes)
+
+
+@pytest.mark.slow
+def test_compile_cache_keeps_the_other_graphs():
+    x, weight, targets = states_and_targets(50)
+    torch.compile(train.loss_and_gradients, backend=check_cacheable, **OPTIONS)(x, weight, targets)
+    params = torch.randn(2, 64, 16)
+    scalars = (torch.tensor(0.5) for _ in range(3))
+    update = torch.compile(train.muon_update, backend=check_cacheable, **OPTIONS)
+    update(params, params.clone(), params.clone(), params[..., :1].clone(), *scalars)
 
 
 # -----------------------------------------------------------------------------
@@ -401,6 +422,25 @@ def test_every_parameter_is_in_one_group(depth):
     optimizers = train.build_optimizers(model)
     grouped = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_muon_steps_a_wide_matrix_as_its_transpose():
+    torch.manual_seed(0)
+    tall = nn.Parameter(torch.randn(64, 16, dtype=torch.float64))
+    wide = nn.Parameter(tall.detach().mT.clone())
+    before = tall.detach().clone()
+    muon = train.Muon([tall, wide], lr=0.1, weight_decay=0.5)
+    assert len(muon.param_groups) == 1
+    for _ in range(2):
+        tall.grad = torch.randn(64, 16, dtype=torch.float64)
+        wide.grad = tall.grad.mT.clone()
+        with torch.no_grad():
+            wide.copy_(tall.mT)
+            before.copy_(tall)
+        muon.step()
+        step = before - tall.detach()
+        assert step.abs().max() > 0
+        torch.testing.assert_close(step, 2 * (before - wide.detach().mT))  # (rows / columns)^0.5 as large
 
 
 def test_muon_keeps_the_size_of_an_orthogonal_step_and_decays_only_in_agreement():
