@@ -273,6 +273,7 @@ class GPT(nn.Module):
     def forward(self, idx):
         with torch.enable_grad():  # as in training, whose compiled graph then serves the evaluation too
             x = self.features(idx)
+        x = x if torch.is_grad_enabled() else x.detach()  # which frees what was kept for a backward pass
         return capped_logits(x, self.lm_head.weight)
 
     def flops_per_token(self):
