@@ -292,17 +292,6 @@ def after_best_run(belief: Belief, seed: int, val_bpb: float, noise: Noise) -> B
     return replace(belief, best=best, variance=(1 - weight) * belief.variance, runs=belief.runs | {seed: val_bpb})
 
 
-def replay(baseline: Runs, history: list[tuple[Runs, bool]], noise: Noise) -> Belief:
-    """The belief after a whole history of (runs, kept), oldest first. Nothing but the ledger has to be stored.
-
-    A candidate that a second look kept stands where it was kept; each candidate is there once.
-    """
-    belief = start(baseline, noise)
-    for candidate, kept in history:
-        belief = after_candidate(belief, candidate, kept, noise)
-    return belief
-
-
 # -----------------------------------------------------------------------------
 # The verdict
 

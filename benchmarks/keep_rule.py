@@ -186,8 +186,10 @@ def learn(world: World, baseline, history):
     noise = judge.pooled_noise(repeated, world.stream.prior or Noise(0, 0))
     noise = judge.paired(noise, [baseline, *(runs for runs, _ in history)], share)
     offsets = judge.seed_offsets(repeated, share)
-    level = [(judge.without_seed(runs, offsets), kept) for runs, kept in history]
-    return noise, offsets, judge.replay(judge.without_seed(baseline, offsets), level, noise)
+    belief = judge.start(judge.without_seed(baseline, offsets), noise)
+    for runs, kept in history:
+        belief = judge.after_candidate(belief, judge.without_seed(runs, offsets), kept, noise)
+    return noise, offsets, belief
 
 
 def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, rule: KeepRule, lines_removed: int = 0):

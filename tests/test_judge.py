@@ -8,7 +8,6 @@ import numpy
 import pytest
 
 from judge import (
-    Belief,
     KeepRule,
     Noise,
     Usual,
@@ -25,7 +24,6 @@ from judge import (
     posterior,
     probability_above,
     reconsider,
-    replay,
     seed_offsets,
     seed_share,
     start,
@@ -263,13 +261,6 @@ def test_what_is_usual_is_learned():
     assert belief.usual.loss < 2.5
     huge = after_candidate(BELIEF, candidate(-3000), False, NOISE)
     assert huge.usual.loss < Usual().loss + 0.3
-
-
-def test_replay_is_the_same_history():
-    first, second = candidate(0.3), candidate(4)
-    belief = after_candidate(after_candidate(BELIEF, first, False, NOISE), second, True, NOISE)
-    assert replay(BASELINE, [(first, False), (second, True)], NOISE) == belief
-    assert isinstance(belief, Belief)
 
 
 def test_the_confirmed_best_leaves_out_what_was_judged():
