@@ -68,7 +68,7 @@ def kill_at_random(folder, kills: int, seed: int, longest: float = 6.0) -> None:
 
 def test_chaos_in_small(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo", TRAIN, serial=False)
-    kill_at_random(folder, 3, seed=2, longest=4)
+    kill_at_random(folder, 2, seed=2, longest=3)
 
 
 @pytest.mark.slow
