@@ -542,7 +542,10 @@ def stop_if_diverged(value, step):
 
 
 def fits_in_memory(batch):
-    """Take two steps on one batch, which compiles everything. Returns False if they ran out of the GPU's memory."""
+    """Take two steps on one batch, which compiles everything. Returns False if they run out of the GPU's memory."""
+    kept = 38 * batch[0].numel() * config.n_layer * config.n_embd  # bytes until the backward pass, as counted
+    if device == "cuda" and kept > torch.cuda.mem_get_info()[0]:
+        return False  # spares the compilation of what can't fit
     try:
         for _ in range(2):
             train_step(itertools.repeat(batch), 0, 0.0).item()
