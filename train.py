@@ -391,8 +391,6 @@ class Muon(torch.optim.Optimizer):
             shapes.setdefault(upright(param).shape[1:], []).append(param)
         groups = [{"params": group} for group in shapes.values()]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": MUON_MOMENTUM})
-        on_gpu = groups[0]["params"][0].is_cuda
-        self.update = torch.compile(muon_update, dynamic=False, fullgraph=True) if on_gpu else muon_update
 
     @torch.no_grad()
     def step(self):
@@ -408,7 +406,7 @@ class Muon(torch.optim.Optimizer):
                 state["lr_factors"] = torch.tensor(sizes, device=params.device).view(-1, 1, 1)
             momentum, lr, weight_decay = (torch.tensor(float(group[key])) for key in ("momentum", "lr", "weight_decay"))
             buffers = state["momentum_buffer"], state["second_moment"]
-            self.update(grads, params, *buffers, momentum, lr * state["lr_factors"], weight_decay)
+            muon_update(grads, params, *buffers, momentum, lr * state["lr_factors"], weight_decay)
             torch._foreach_copy_(stacks, list(params.split([len(stack) for stack in stacks])))
 
 
@@ -502,11 +500,12 @@ print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.w
 # Training
 
 if device == "cuda":
-    # Three small graphs rather than one: each is compiled once for every chunk and for the evaluation too, and none
-    # has what keeps torch from loading it whole from the compile cache (autograd functions, context managers).
+    # Small graphs rather than one: they serve every chunk and the evaluation too, and none has in it what keeps torch
+    # from loading it whole from the compile cache (autograd functions, context managers).
     compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
     model.features = compiled(model.features)
     loss_and_gradients, capped_logits = compiled(loss_and_gradients), compiled(capped_logits)
+    muon_update = compiled(muon_update)
 
 
 def train_step(batches, step, progress):

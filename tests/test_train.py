@@ -316,7 +316,7 @@ def test_compiled_training_is_three_graphs_and_never_compiles_again():
     features, losses, updates = CompileCounter(), CompileCounter(), CompileCounter()
     model.features = torch.compile(model.features, backend=features, **OPTIONS)
     module.loss_and_gradients = torch.compile(module.loss_and_gradients, backend=losses, **OPTIONS)
-    optimizers[0].update = torch.compile(module.muon_update, backend=updates, **OPTIONS)
+    module.muon_update = torch.compile(module.muon_update, backend=updates, **OPTIONS)
     for step in range(5):
         reference.load_state_dict(model.state_dict())
         inputs, targets = torch.randint(VOCABULARY, (2, 3, T))
