@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import judge
+from autoresearch.judge.noise import pooled_noise, seed_share
+from autoresearch.nouns import Noise
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = (ROOT / "train.py").read_text()
@@ -80,5 +81,5 @@ finally:
         spinner.kill()
         spinner.wait()
 series("20 s, seeds", SOURCE, SEEDS)
-sigma = judge.pooled_noise(layout, judge.Noise(0, 0)).sigma
-print(f"noise at equal steps: {sigma:.4f}; the seeds' share of its variance: {judge.seed_share(layout, 0.5):.2f}")
+sigma = pooled_noise(layout, Noise(0, 0)).sigma
+print(f"noise at equal steps: {sigma:.4f}; the seeds' share of its variance: {seed_share(layout, 0.5):.2f}")

@@ -92,11 +92,11 @@ def make_search(slots: int, look_ahead: int | None, train, latency: float):
     import dataclasses
 
     from rich.console import Console
+    from search import Search, Slot
+    from settings import Settings
 
     import agent_loop
     import prepare_data
-    from search import Search, Slot
-    from settings import Settings
 
     agent_loop.PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
     rule = dataclasses.replace(Settings().keep, max_runs=1, confirm_runs=0)
@@ -143,9 +143,10 @@ def measure_busy(slots: int, look_ahead: int | None, share: float) -> dict:
 
 def write_history(experiments: int) -> None:
     """As many experiments as a long search leaves: commits with their rows, refs, journal, table."""
-    import agent_loop
     from ledger import Row, append_line, read_rows, row_message
     from repository import commit_file, experiment_ref
+
+    import agent_loop
 
     repo, rng = agent_loop.open_repository(agent_loop.ROOT), random.Random(3)
     source, journal, table = (agent_loop.ROOT / "train.py").read_text(), [], []

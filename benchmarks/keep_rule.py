@@ -6,7 +6,7 @@ Keep rules on a simulated stream of candidates: what they find, what they keep f
 All in units of sigma, the noise of one run. The stream: 60 % of the candidates do harm, -(0.5 + Exp(4)); 28 % do next
 to nothing, N(-0.3, 0.6); 12 % are good, Exp(2.5 * d), by less the longer the search: d = max(0.15, 1 - runs / 700).
 Every run counts against the budget: those of candidates, repeats of the baseline, and the fresh seeds at the end.
-Rules meet the same candidates in the same order. `shipped` is judge.judge() itself, with its noise measured as it goes.
+Rules meet the same candidates in the same order. `shipped` is judge() itself, with its noise measured as it goes.
 """
 
 import argparse
@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import judge
-from judge import KeepRule, Noise
+from autoresearch.judge.belief import after_candidate, start
+from autoresearch.judge.keep_rule import NEAR_MISS, confirmed_best, fresh_seeds, judge, reconsider
+from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
+from autoresearch.nouns import Noise
+from autoresearch.settings import KeepRule
 
 SIGMA = 0.0003  # val_bpb; the published order of magnitude, and small enough for all numbers to be plausible
 BASELINE = 0.998
@@ -146,8 +149,8 @@ def sequential_test(world: World, alpha: float = 0.03, beta: float = 0.1, gain_s
 def shipped(world: World, rule: KeepRule = RULE):
     noise, _, belief = play(world, rule)
     judged = belief.runs
-    runs = judged | {seed: world.run(0, seed) for seed in judge.fresh_seeds(judged, world.left)}
-    confirmed = judge.confirmed_best(runs, judged, noise)
+    runs = judged | {seed: world.run(0, seed) for seed in fresh_seeds(judged, world.left)}
+    confirmed = confirmed_best(runs, judged, noise)
     return belief.best, confirmed and confirmed.val_bpb
 
 
@@ -157,8 +160,8 @@ def play(world: World, rule: KeepRule):
     history, near = [], []  # all (runs, kept); the (true gain, runs) of near misses since the last keep
     noise, offsets, belief = learn(world, baseline, history)
     while world.left > rule.confirm_runs:
-        seen = [judge.without_seed(runs, offsets) for _, runs in near]
-        second_look = judge.reconsider(seen, belief, noise, rule)
+        seen = [without_seed(runs, offsets) for _, runs in near]
+        second_look = reconsider(seen, belief, noise, rule)
         if second_look:
             gain, runs = near.pop(second_look[0])
             history = [entry for entry in history if entry[0] is not runs]
@@ -171,32 +174,32 @@ def play(world: World, rule: KeepRule):
         if second_look or len(runs) > 1:
             noise, offsets, belief = learn(world, baseline, history)
         else:
-            runs = judge.without_seed(runs, offsets)
-            belief = judge.after_candidate(belief, runs, kept, noise)
+            runs = without_seed(runs, offsets)
+            belief = after_candidate(belief, runs, kept, noise)
         if kept:
             world.keep(gain)
-        near = [] if kept else [*near, (gain, history[-1][0])] if verdict.better >= judge.NEAR_MISS else near
+        near = [] if kept else [*near, (gain, history[-1][0])] if verdict.better >= NEAR_MISS else near
     return noise, offsets, belief
 
 
 def learn(world: World, baseline, history):
     """(noise, seed offsets, belief) of a whole history, as agent_loop.py has them from its ledger."""
     repeated = [baseline, *(runs for runs, _ in history if len(runs) > 1)]
-    share = judge.seed_share(repeated, world.stream.share)
-    noise = judge.pooled_noise(repeated, world.stream.prior or Noise(0, 0))
-    noise = judge.paired(noise, [baseline, *(runs for runs, _ in history)], share)
-    offsets = judge.seed_offsets(repeated, share)
-    belief = judge.start(judge.without_seed(baseline, offsets), noise)
+    share = seed_share(repeated, world.stream.share)
+    noise = pooled_noise(repeated, world.stream.prior or Noise(0, 0))
+    noise = paired(noise, [baseline, *(runs for runs, _ in history)], share)
+    offsets = seed_offsets(repeated, share)
+    belief = start(without_seed(baseline, offsets), noise)
     for runs, kept in history:
-        belief = judge.after_candidate(belief, judge.without_seed(runs, offsets), kept, noise)
+        belief = after_candidate(belief, without_seed(runs, offsets), kept, noise)
     return noise, offsets, belief
 
 
 def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, rule: KeepRule, lines_removed: int = 0):
     """Run a candidate as often as judge() asks for it and the budget allows. Adds to `runs`, returns the verdict."""
     while True:
-        seen = judge.without_seed(runs, offsets)
-        verdict = judge.judge(seen, belief, noise, rule, lines_removed=lines_removed)
+        seen = without_seed(runs, offsets)
+        verdict = judge(seen, belief, noise, rule, lines_removed=lines_removed)
         if verdict.status != "again" or world.left == rule.confirm_runs:
             return verdict
         runs[verdict.next_seed] = world.run(gain, verdict.next_seed)

@@ -22,7 +22,10 @@ from pathlib import Path
 
 os.environ.setdefault("AUTORESEARCH_SCALE", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from prepare_data import Tokenizer, documents, pack_rows, source_files, tokenize
+from autoresearch.data.documents import documents, source_files
+from autoresearch.data.packing import pack_rows, tokenize
+from autoresearch.data.tokenizer import train_bpe
+from prepare_data import Tokenizer
 
 
 def read_texts(source: str, megabytes: float) -> list[str]:
@@ -72,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = read_texts(args.source, args.megabytes)
     size = sum(len(text.encode()) for text in texts) / 1e6
-    tokenizer = Tokenizer.train(iter(texts), args.vocab_size)
+    tokenizer = train_bpe(iter(texts), args.vocab_size)
     print(f"{args.source}: {len(texts):,} documents, {size:.1f} MB, vocabulary {args.vocab_size}\n")
     print("workers     T   tiktoken   tokenize and pack   ratio")
     for workers, T in itertools.product((1, 2), (128, 2048)):

@@ -33,10 +33,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import conftest  # a data folder of this run's own, at the cpu scale
+from ledger import read_journal
 from loop_helpers import ROOT, git, make_repository, rows_of, start_loop
 from messages_server import Failure, Reply, Server, editor, refuse, replace, say, shares, start_server, submit, tool
-
-from ledger import read_journal
 from settings import Prices
 
 EXPERIMENTS = 40

@@ -312,7 +312,7 @@ def main():
     args = parser.parse_args()
     if args.inside:
         return train()
-    from run_experiment import fail
+    from autoresearch.text import fail
 
     if torch.version.cuda is None:
         fail(f"torch {torch.__version__} has no CUDA; install a CUDA build in a virtual environment of its own")

@@ -84,7 +84,7 @@ STARTING_VALUES = {
 
 def set_constants(source, values, scale):
     """`source` with other values of its constants, in the branch of `scale`. Each has to be there exactly once."""
-    from mutate import assignments, reached
+    from autoresearch.propose.constants import assignments, reached
 
     lines = source.splitlines()
     found = [pair for statement in reached(ast.parse(source).body, scale) for pair in assignments(statement)]
@@ -123,9 +123,9 @@ def cpu_name():
 
 def train(source, budget, folder):
     """The summary of one training, in numbers. RuntimeError with the end of the log if it failed."""
-    from run_experiment import run_experiment
+    from autoresearch.run.training import RunOptions, run_training
 
-    result = run_experiment(set_budget(source, budget), 42, "h100", folder, budget + 600, sandbox_mode="off")
+    result = run_training(set_budget(source, budget), folder, RunOptions("h100", 42, budget + 600, sandbox="off"))
     if result.status != "ok":
         raise RuntimeError(f"the training in {folder} failed: {result.error}\n{result.tail}")
     return result.summary
@@ -323,7 +323,7 @@ def main():
     args = parser.parse_args()
     # Before prepare_data and train.py are imported: they read it then.
     os.environ["AUTORESEARCH_SCALE"] = "cpu" if args.cpu else "h100"
-    from run_experiment import fail
+    from autoresearch.text import fail
 
     if not args.cpu and not torch.cuda.is_available():
         fail("this needs one NVIDIA GPU; on a CPU, --cpu compares step times")

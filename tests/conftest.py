@@ -41,9 +41,9 @@ def prepared() -> Path:
 
 def stub_record() -> dict:
     """What evaluate_bpb would have noted of a training of 20 s, but for its number: see loop_helpers.STUB."""
-    import audit
+    from autoresearch.judge.measurement import measure_expected
 
-    expected = audit.measure_expected()
+    expected = measure_expected()
     moment = {"cpu": 0.0, "paced": 0.0, "wall": 0.0, "batches": 0, "optimizer_steps": 0}
     events = dict.fromkeys(("imported", "first_batch", "clock_started"), moment)
     events |= dict.fromkeys(("evaluated", "finished"), moment | {"paced": 20.0})

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ledger import HEADER, Row, read_rows
-from proposers import Context
-from settings import Settings
+from autoresearch.propose.context import Context
+from autoresearch.row import HEADER, Row, parse_line
+from autoresearch.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [path.name for path in ROOT.glob("*.py") if path.name != "train.py"] + ["program.md", ".gitignore"]
+FILES = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("autoresearch/**/*.py")]]
+FILES = [path for path in FILES if path.name != "train.py"] + [Path("program.md"), Path(".gitignore")]
 
 # Trains nothing, but ends as a training does, with a record as the evaluator writes it: the loop is about the number.
 STUB = """
@@ -39,6 +40,7 @@ def make_repository(folder: Path, train: str = STUB, serial: bool = True) -> Pat
     """
     folder.mkdir(parents=True)
     for name in FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "results.tsv").write_text(HEADER)
     (folder / "train.py").write_text(train)
@@ -102,9 +104,8 @@ def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Complet
 
 
 def rows_of(folder: Path) -> list[Row]:
-    rows, broken = read_rows(folder / "results.tsv")
-    assert not broken
-    return rows
+    """The rows of results.tsv, every line of which has to be one."""
+    return [parse_line(line) for line in (folder / "results.tsv").read_text().splitlines()[1:]]
 
 
 def check_invariants(folder: Path) -> None:
@@ -138,6 +139,9 @@ def make_context(folder: Path, **changes) -> Context:
         "number": 1,
         "seed": 42,
         "scale": "cpu",
+        "max_seq_len": 128,
+        "time_budget": 20,
+        "vocab_size": 1024,
         "settings": Settings(),
         "instructions": "Make it better.",
         "best_source": STUB,
@@ -166,5 +170,6 @@ def make_row(**changes) -> Row:
         "started": "2026-11-23T00:00:00",
         "noise": 0.01,
         "runs": "42:2.000000",
+        "tokens_per_second": 10000.0,
     }
     return Row(**(values | changes))

@@ -24,8 +24,10 @@ from loop_helpers import (
     start_loop,
 )
 
-from ledger import HEADER, append_line, read_rows, row_message, row_of_message
-from settings import Settings, parse_program
+from autoresearch.files import append_line
+from autoresearch.record.ledger import read_rows
+from autoresearch.row import HEADER, row_line, row_message, row_of_message
+from autoresearch.settings import Settings, parse_program
 
 
 @pytest.fixture
@@ -332,10 +334,18 @@ def test_a_bad_start_is_one_line_and_touches_nothing(repo, breakage, args, messa
         assert git(repo, "branch", "--format=%(refname:short)") == "main"
 
 
-def test_no_data_is_one_line(repo, tmp_path):
+def test_a_search_at_the_cpu_scale_prepares_its_data_itself(repo, tmp_path):
+    done = run_loop(repo, "--experiments", "1", "--command", "x", env={"AUTORESEARCH_DATA_DIR": str(tmp_path / "data")})
+    assert (tmp_path / "data/cpu/meta.json").exists() and (tmp_path / "data/cpu/val.bin").exists()
+    assert "preparing data from this Python's own standard library, once" in done.stdout
+
+
+def test_damaged_data_are_one_line(repo, tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/meta.json").write_text("{")
     done = run_loop(repo, "--experiments", "1", "--command", "x", env={"AUTORESEARCH_DATA_DIR": str(tmp_path)})
     assert done.returncode == 2
-    assert re.fullmatch(r"error: no prepared data in .*; run: python prepare_data.py --scale cpu.*\n", done.stderr)
+    assert re.fullmatch(r"error: .*meta.json is damaged; delete it and run: python prepare_data.py.*\n", done.stderr)
 
 
 @pytest.mark.slow
@@ -399,10 +409,11 @@ def test_settings_take_what_is_valid():
 def test_a_row_survives_the_table(tmp_path):
     row = make_row(number=3, reason="probability 0.91", category="schedule", hypothesis="it\tcools: a lot", repairs=1)
     (tmp_path / "results.tsv").write_text(HEADER)
-    append_line(tmp_path / "results.tsv", row.line())
+    append_line(tmp_path / "results.tsv", row_line(row))
     (back,), broken = read_rows(tmp_path / "results.tsv")
     assert math.isnan(back.gain) and math.isnan(back.expected) and back.hypothesis == "it cools: a lot" and not broken
-    assert row_of_message(row.commit + "0" * 33, row_message("0003: x", "keep: so\n\na: b", row)).line() == row.line()
+    again = row_of_message(row.commit + "0" * 33, row_message("0003: x", "keep: so\n\na: b", row))
+    assert row_line(again) == row_line(row)
     assert row_of_message(row.commit, "0003: a message without a result") is None
     same = {"gain": 0, "expected": 0, "hypothesis": ""}
     assert dataclasses.replace(back, **same) == dataclasses.replace(row, **same)

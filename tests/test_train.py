@@ -24,7 +24,7 @@ from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mutate import assignments, reached
+from autoresearch.propose.constants import assignments, reached
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "train.py").read_text()

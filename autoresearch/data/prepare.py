@@ -1,0 +1,87 @@
+"""
+Make the prepared folder of a scale: documents, tokenizer, packed rows, meta.json. `python prepare_data.py` runs this.
+
+What is finished is found again: an interrupted run goes on where it stopped.
+"""
+
+import errno
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+from autoresearch.data.documents import source_files
+from autoresearch.data.download import LAST_SHARD
+from autoresearch.data.packing import pack_split
+from autoresearch.data.tokenizer import find_or_train_tokenizer
+from autoresearch.files import fingerprint, replace_file
+from autoresearch.text import BadInput, fail
+from prepare_data import DATA_DIR, FORMAT, SCALES, read_meta
+
+PACKAGES = ("tiktoken", "rustbpe", "pyarrow", "numpy")  # whose versions meta.json notes
+
+
+def prepare_or_fail(source: str | None, shards: int, scale: str, data_dir: Path, workers: int) -> None:
+    """Prepare and report. What the user can mend ends the program with one line."""
+    if not 1 <= shards <= LAST_SHARD:
+        fail(f"--shards {shards} is not between 1 and {LAST_SHARD}")
+    if workers < 1:
+        fail(f"--workers {workers} is not 1 or more")
+    directory = data_dir.expanduser().resolve() / scale
+    try:
+        report(prepare(source or SCALES[scale].source, shards, scale, directory, workers), directory)
+    except BadInput as error:
+        fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be read or written: nothing finished is lost
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "make room, or choose another --data-dir" if full else "mend that"
+        fail(f"{error.filename or directory}: {error.strerror or error}; {mend}, then run again to go on")
+    except KeyboardInterrupt:
+        fail("interrupted; run again to go on")
+
+
+def prepare(source: str, num_shards: int, scale_name: str, directory: Path, workers: int) -> dict:
+    """Make the prepared folder, or find it there. Returns its meta.json, which is written last."""
+    scale, name = SCALES[scale_name], full_name(source, num_shards)
+    path = directory / "meta.json"
+    if path.exists():
+        meta = read_meta(directory, scale_name)
+        if meta["source"] != name:
+            fail(f"{directory} holds {meta['source']}, not {name}; delete {path} or choose another --data-dir")
+        return meta
+    directory.mkdir(parents=True, exist_ok=True)
+    files = source_files(source, num_shards, workers, directory)
+    tokenizer = find_or_train_tokenizer(files, scale.vocab_size, directory)
+    meta = {"format": FORMAT, "scale": scale_name, "source": name}
+    for split in ("val", "train"):
+        meta[split] = pack_split(split, files, tokenizer, scale, workers, directory / f"{split}.bin")
+    meta |= {"max_seq_len": scale.max_seq_len, "vocab_size": scale.vocab_size}
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    meta |= {
+        "fingerprint": fingerprint(directory, FORMAT),
+        "versions": versions | {"python": platform.python_version()},
+    }
+    replace_file(path, json.dumps(meta, indent=2) + "\n")
+    return meta
+
+
+def full_name(source: str, num_shards: int) -> str:
+    """The source as meta.json names it: all that decides which text it is."""
+    if source == "climbmix":
+        return f"climbmix, {num_shards} shards"
+    if source == "stdlib":
+        return f"stdlib of Python {platform.python_version()}"
+    return str(Path(source).expanduser().resolve())
+
+
+def report(meta: dict, directory: Path) -> None:
+    """What was prepared, in three lines."""
+    for split in ("train", "val"):
+        count = meta[split]
+        print(
+            f"{split:5} {count['documents']:>9,} documents {count['bytes'] / 1e6:>9,.1f} MB"
+            f" {count['tokens']:>13,} tokens {count['rows']:>9,} rows of {meta['max_seq_len']}"
+        )
+    print(f"{directory} is ready: {meta['source']}, fingerprint {meta['fingerprint']}")
+    if directory != DATA_DIR:
+        print(f"to train on it: export AUTORESEARCH_SCALE={meta['scale']} AUTORESEARCH_DATA_DIR={directory.parent}")

@@ -1,0 +1,14 @@
+"""
+What agent_loop.py is made of: the one place where the wings meet.
+
+    session.py     what this session was asked for, and what may end it
+    queue.py       what is in flight: proposals that wait, experiments without a verdict, runs, slots
+    asking.py      the proposer at work, in a thread
+    slots.py       one run in a slot, in a thread
+    knowledge.py   what all runs so far say together
+    verdicts.py    what follows from the runs of one experiment
+    limits.py      time, experiments, money and disk that are left
+    measure.py     evaluator and data, which must not change while a search goes on
+    show.py        the live lines and the picture
+    start.py       what is checked before anything is touched
+"""

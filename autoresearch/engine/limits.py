@@ -1,0 +1,101 @@
+"""
+What is left: time, experiments, money, and room on the disk.
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+from autoresearch.engine.queue import Queue
+from autoresearch.engine.session import Options, Session
+from autoresearch.files import ROOT, data_root
+from autoresearch.record.ledger import Ledger
+from autoresearch.run import sandbox
+from autoresearch.run.guard import GB
+from autoresearch.settings import Settings
+
+FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begun; a run ends at FREE_GB
+
+# -----------------------------------------------------------------------------
+# Time
+
+
+def run_seconds(ledger: Ledger, time_budget: int) -> float:
+    """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
+    ended = [row.seconds for row in ledger.rows[-50:] if row.status in ("keep", "discard")]
+    return 1.05 * max(ended[-5:]) if ended else 1.2 * time_budget + 10
+
+
+def confirming_seconds(ledger: Ledger, settings: Settings, options: Options, slots: int) -> float:
+    """What it takes to run the best on the fresh seeds that are missing, on all slots."""
+    missing = settings.keep.confirm_runs - len(ledger.confirming) if ledger.kept else 0
+    return math.ceil(max(missing, 0) / slots) * run_seconds(ledger, options.time_budget)
+
+
+def may_go_on(session: Session, ledger: Ledger) -> bool:
+    """Whether nobody wants to stop, and a run would end in time."""
+    ends = time.time() + run_seconds(ledger, session.options.time_budget)
+    return not session.ending and ends <= session.options.deadline
+
+
+def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:
+    """Whether there is time for another experiment, and then for running the best on fresh seeds."""
+    needed = run_seconds(ledger, session.options.time_budget)
+    needed += confirming_seconds(ledger, session.settings, session.options, slots)
+    return time.time() + needed <= session.options.deadline
+
+
+# -----------------------------------------------------------------------------
+# Experiments and money
+
+
+def experiments_left(options: Options, ledger: Ledger, queue: Queue) -> float:
+    """How many may still be begun or proposed under --experiments."""
+    begun = ledger.tried + len(queue.candidates) + len(queue.waiting)
+    return math.inf if options.experiments is None else options.experiments - begun
+
+
+def over_budget(settings: Settings, ledger: Ledger, queue: Queue) -> str:
+    """Why another proposal, as dear as the dearest of the last five, could pass max_cost, or ""."""
+    spent = ledger.spent + queue.spent
+    next_cost = max([row.cost for row in ledger.rows[-5:]], default=0.0)
+    if settings.max_cost is None or spent + next_cost <= settings.max_cost:
+        return ""
+    return f"the next proposal could pass max_cost ${settings.max_cost:.2f}: ${spent:.2f} are spent"
+
+
+# -----------------------------------------------------------------------------
+# Disk
+
+
+def cannot_write(session: Session, folder: Path) -> bool:
+    """Whether disk or permissions forbid to write; said once, and the loop waits until that is mended."""
+    problem = ""
+    for place in (ROOT, ROOT / "runs", folder, data_root()):
+        if place.exists() and not os.access(place, os.W_OK):
+            problem = f"{place} cannot be written to"
+        elif place.exists() and shutil.disk_usage(place).free < FREE_BYTES:
+            problem = f"less than {FREE_BYTES / GB:.2f} GB of disk are left at {place}"
+    if problem and problem != session.complaint:
+        session.log.show(f"waiting: {problem}")
+    elif session.complaint and not problem:
+        session.log.say(f"going on: {session.complaint} no longer")
+    session.complaint = problem
+    return bool(problem)
+
+
+def wait_for_room(session: Session, folder: Path) -> None:
+    while cannot_write(session, folder) and not session.stop.is_set() and time.time() < session.options.deadline:
+        session.stop.wait(2)
+
+
+def disk_was_full(session: Session, run_folder: Path) -> bool:
+    """Whether a run may have failed for want of room, by another's fault: what it wrote itself is deleted first."""
+    if not cannot_write(session, run_folder):
+        return False
+    for path in run_folder.iterdir():
+        if path.name not in ("train.py", "run.log"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return cannot_write(session, run_folder)

@@ -1,0 +1,63 @@
+"""
+What a search is measured with, from its first session on: evaluator and data, and what an honest run's record says.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoresearch.files import data_root, replace_file
+from autoresearch.judge import measurement
+from autoresearch.judge.noise import plausible
+from autoresearch.nouns import RunResult
+from autoresearch.text import fail
+
+
+@dataclass
+class Measure:
+    """measure.json of a search."""
+
+    path: Path
+    scale: str
+    expected: dict[str, Any]  # in the record of every honest run
+    files: dict[str, list]  # evaluator and data, and what they were when the search began
+
+
+def load_measure(folder: Path, scale: str) -> Measure:
+    """What the first session of a search wrote down, or wrote down now. Ends the program if the data are damaged."""
+    data, path = data_root() / scale, folder / "measure.json"
+    if problem := measurement.check_fingerprint(data):
+        fail(problem)
+    if path.exists():
+        return Measure(path, scale, **json.loads(path.read_text()))
+    files = measurement.measure_files(measurement.protected_files(data))
+    measure = Measure(path, scale, measurement.measure_expected(), files)
+    save_measure(measure)
+    return measure
+
+
+def save_measure(measure: Measure) -> None:
+    replace_file(measure.path, json.dumps({"expected": measure.expected, "files": measure.files}, indent=1))
+
+
+def changed_measure(measure: Measure) -> str:
+    """Why numbers would not compare any more with those before, or "": evaluator or data are not what they were."""
+    problem = measurement.check_integrity([Path(path) for path in measure.files], measure.files)
+    return f"{problem}; undo that, or start another --tag" if problem else ""
+
+
+def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
+    """A good result with the evaluator's own number, or as invalid with the reason why it is not believed."""
+    record, expected = measurement.read_record(folder), measure.expected
+    limits = measurement.LIMITS[measure.scale]
+    reason = measurement.check_result(result.summary, record, expected, limits, result.seconds)
+    if record is None or reason:
+        return dataclasses.replace(result, status="invalid", error=reason)
+    if not plausible(record["val_bpb"]):
+        return dataclasses.replace(result, status="invalid", error=f"val_bpb {record['val_bpb']} is not plausible")
+    if expected["before_clock"] is None:  # the baseline's: what start and compilation take here
+        expected["before_clock"] = measurement.before_clock(record, result.seconds, expected["clock"])
+        save_measure(measure)
+    return dataclasses.replace(result, val_bpb=record["val_bpb"])

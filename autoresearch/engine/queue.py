@@ -1,0 +1,236 @@
+"""
+What is in flight: proposals that wait for a slot, experiments without a verdict, runs that wait, slots that train.
+
+A proposal in flight lies on disk too, in a folder of its own with proposal.json and train.py: so it outlives a kill.
+"""
+
+import dataclasses
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoresearch.files import replace_file
+from autoresearch.nouns import Proposal, RunResult, Usage
+from autoresearch.propose.context import Context
+from autoresearch.record.ledger import Ledger, note_failure, on_best, subject_of, write_experiment
+from autoresearch.record.log import Log
+from autoresearch.record.repository import commit_of, experiment_refs
+from autoresearch.run.training import RunOptions, run_training
+from autoresearch.text import one_line
+
+# -----------------------------------------------------------------------------
+# State
+
+# (source, folder, options, should_stop, on_progress) -> what came of one training
+Train = Callable[[str, Path, RunOptions, Callable[[], bool], Callable[[str], None]], RunResult]
+
+
+@dataclass
+class Candidate:
+    """An experiment that has its number and its commit, and no verdict yet."""
+
+    number: int
+    proposal: Proposal
+    base: int  # the number of the best that its edit was made for; -1 for the baseline
+    repairs: int = 0
+    started: float = field(default_factory=time.time)
+
+    @property
+    def title(self) -> str:
+        return one_line(self.proposal.description)
+
+
+@dataclass
+class Task:
+    """One run that is to be made: to `judge` an experiment, or to `confirm` the best."""
+
+    candidate: Candidate
+    seed: int
+    purpose: str = "judge"
+
+
+@dataclass
+class Slot:
+    """A place for one run at a time."""
+
+    name: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    train: Train = run_training  # here, or on a cluster
+    task: Task | None = None
+    thread: threading.Thread | None = None
+    line: str = ""  # the progress of its run
+
+
+@dataclass
+class Waiting:
+    """A proposal that has no slot yet."""
+
+    proposal: Proposal
+    base: int  # the number of the best that it was made for
+    folder: Path
+
+
+@dataclass
+class Asking:
+    """The proposer: what it is at work on, and how its last answers went."""
+
+    context: Context | None = None  # it is at work on this
+    since: float = 0.0  # time.time() at which it was asked
+    seconds: float = 0.0  # that its last answer took
+    not_before: float = 0.0  # time.time() before which it is left alone
+    notes: list[str] = field(default_factory=list)  # for the next proposal: what became of those before
+    failures: int = 0  # in a row
+    refusals: int = 0  # of these, declined by the model, in a row
+    nothing_left: str = ""  # why it has no edit left for the present best
+
+
+@dataclass
+class Queue:
+    """All that is under way."""
+
+    slots: list[Slot]
+    waiting: deque[Waiting] = field(default_factory=deque)
+    candidates: dict[int, Candidate] = field(default_factory=dict)  # by number
+    tasks: deque[Task] = field(default_factory=deque)  # runs that wait for a slot
+    crashed: deque[Candidate] = field(default_factory=deque)  # to be repaired by the proposer
+    asking: Asking = field(default_factory=Asking)
+
+    @property
+    def running(self) -> list[Task]:
+        return [slot.task for slot in self.slots if slot.task]
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs or is being written."""
+        return self.asking.context is not None or bool(self.running)
+
+    @property
+    def descriptions(self) -> list[str]:
+        """Of what runs or waits to run."""
+        running = [candidate.proposal.description for candidate in self.candidates.values()]
+        return running + [waiting.proposal.description for waiting in self.waiting]
+
+    @property
+    def spent(self) -> float:
+        """US dollars on proposals that have no row yet."""
+        waiting = sum(waiting.proposal.usage.cost for waiting in self.waiting)
+        return waiting + sum(candidate.proposal.usage.cost for candidate in self.candidates.values())
+
+    def idle_slot(self) -> Slot | None:
+        return next((slot for slot in self.slots if slot.task is None), None)
+
+
+# -----------------------------------------------------------------------------
+# On disk
+
+
+def store_proposal(folder: Path, proposal: Proposal, base: int, repairs: int = 0) -> None:
+    """proposal.json and train.py in a folder; the former last, as it makes the proposal count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(proposal.source)
+    values = dataclasses.asdict(proposal) | {"base": base, "repairs": repairs}
+    del values["source"]
+    replace_file(folder / "proposal.json", json.dumps(values, indent=1))
+
+
+def stored_proposal(values: dict, source: str) -> Proposal:
+    names = ("description", "hypothesis", "expected", "category")
+    return Proposal(source=source, usage=Usage(**values["usage"]), **{name: values[name] for name in names})
+
+
+def new_proposal_folder(ledger: Ledger) -> Path:
+    """The next free folder of runs/<tag>/proposals; what a kill left unfinished in it is overwritten."""
+    folder = ledger.folder / "proposals"
+    folder.mkdir(parents=True, exist_ok=True)
+    last = max([int(path.name) for path in folder.iterdir() if path.name.isdecimal()], default=0)
+    new = folder / f"{last + 1:04d}"
+    new.mkdir()
+    return new
+
+
+def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
+    """Experiments without a row run on, proposals without a number wait on."""
+    decided = {row.number for row in ledger.rows}
+    for number in experiment_refs(ledger.repo, ledger.tag):
+        if number not in decided:
+            queue.candidates[number] = restore_candidate(ledger, number)
+            log.say(f"{number:4d}  was left without a verdict and goes on")
+    begun = ledger.experiment_folder(ledger.next_number) / "proposal.json"  # killed before it got its commit
+    left = [begun] if begun.exists() else []
+    for path in [*left, *sorted((ledger.folder / "proposals").glob("*/proposal.json"))]:
+        values = json.loads(path.read_text())
+        proposal = stored_proposal(values, (path.parent / "train.py").read_text())
+        queue.waiting.append(Waiting(proposal, values["base"], path.parent))
+
+
+def restore_candidate(ledger: Ledger, number: int) -> Candidate:
+    """An experiment from its commit and, where it is still there, its folder."""
+    path, source = ledger.experiment_folder(number) / "proposal.json", ledger.source_of(number)
+    if path.exists():
+        values = json.loads(path.read_text())
+        return Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
+    commit, message = ledger.message_of(number)
+    parent = commit_of(ledger.repo, f"{commit}^")[:7]
+    bases = [row.number for row in ledger.kept if row.commit == parent] or [row.number for row in ledger.kept]
+    return Candidate(number, Proposal(subject_of(message), source), bases[-1] if bases else -1)
+
+
+# -----------------------------------------------------------------------------
+# From a proposal to an experiment
+
+
+def add_proposal(queue: Queue, proposal: Proposal, base: int, folder: Path, first: bool = False) -> None:
+    """Let a proposal wait for a slot; `first`: before all others."""
+    store_proposal(folder, proposal, base)
+    waiting = Waiting(proposal, base, folder)
+    queue.waiting.appendleft(waiting) if first else queue.waiting.append(waiting)
+
+
+def begin(ledger: Ledger, queue: Queue, proposal: Proposal, folder: Path | None = None) -> Candidate:
+    """Give a proposal its number, its commit and its ref: from here on it is an experiment."""
+    candidate = Candidate(ledger.next_number, proposal, ledger.best.number if ledger.kept else -1)
+    ledger.next_number += 1
+    home = ledger.experiment_folder(candidate.number)
+    if folder and folder != home:
+        folder.rename(home)
+    commit_candidate(ledger, candidate)
+    queue.candidates[candidate.number] = candidate
+    return candidate
+
+
+def commit_candidate(ledger: Ledger, candidate: Candidate) -> None:
+    """The folder and the commit of an experiment, as its proposal stands now."""
+    proposal = candidate.proposal
+    store_proposal(ledger.experiment_folder(candidate.number), proposal, candidate.base, candidate.repairs)
+    write_experiment(ledger, candidate.number, candidate.base, one_line(proposal.description), proposal.source)
+
+
+def next_waiting(ledger: Ledger, queue: Queue, log: Log) -> Candidate | None:
+    """The oldest proposal that fits the present best, as an experiment."""
+    while queue.waiting:
+        waiting = queue.waiting.popleft()
+        if source := on_best(ledger, waiting.proposal.source, waiting.base):
+            proposal = dataclasses.replace(waiting.proposal, source=source)
+            return begin(ledger, queue, proposal, waiting.folder)
+        set_aside(ledger, queue, waiting, log)
+    return None
+
+
+def set_aside(ledger: Ledger, queue: Queue, waiting: Waiting, log: Log) -> None:
+    """A proposal that does not fit the new best goes back to its proposer, as a note."""
+    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
+    text = f"it was written for an older best, and does not fit the new one: {one_line(waiting.proposal.description)}"
+    note_failure(ledger, text, waiting.proposal.usage)
+    advice = "Propose it again for the new best if it is still worth it."
+    queue.asking.notes.append(f"A proposal was not run: {text}. {advice}")
+    log.say(f"   -  not run: {text}")
+
+
+def finish(queue: Queue, candidate: Candidate) -> None:
+    """An experiment has its verdict: nothing of it runs any more."""
+    del queue.candidates[candidate.number]
+    queue.tasks = deque(task for task in queue.tasks if task.candidate is not candidate)

@@ -1,0 +1,114 @@
+"""
+Run: which run is next, and what is done when one has ended.
+"""
+
+import functools
+
+from autoresearch.engine import limits
+from autoresearch.engine.deciding import decide, look_again
+from autoresearch.engine.measure import believe, changed_measure
+from autoresearch.engine.queue import Candidate, Queue, Slot, Task, begin, next_waiting
+from autoresearch.engine.session import Session
+from autoresearch.engine.slots import run_of, start_run
+from autoresearch.nouns import Proposal, RunResult
+from autoresearch.record.ledger import Ledger, branch_source, changed_by_hand, note_run
+from autoresearch.run.cluster import ClusterError
+
+# -----------------------------------------------------------------------------
+# What is next
+
+
+def fill_slots(session: Session, ledger: Ledger, queue: Queue, confirming: bool = False) -> None:
+    """Give every idle slot its next run; while `confirming` the best, nothing new begins."""
+    while (slot := queue.idle_slot()) and (task := next_task(session, ledger, queue, confirming)):
+        ended = functools.partial(run_ended, session, ledger, queue, slot, task)
+        start_run(session, slot, task, ledger.run_folder(task.candidate.number, task.seed), len(queue.slots), ended)
+
+
+def next_task(session: Session, ledger: Ledger, queue: Queue, confirming: bool) -> Task | None:
+    """The next run: of the experiments under way, or of a new one."""
+    while may_run(session, ledger):
+        if queue.tasks:
+            return queue.tasks.popleft()
+        more = not confirming and limits.time_for_more(session, ledger, len(queue.slots))
+        candidate = next_candidate(session, ledger, queue) if more else None
+        if not candidate:
+            return None
+        decide(session, ledger, queue, candidate)  # queues its first run, unless no run is needed to judge it
+    return None
+
+
+def may_run(session: Session, ledger: Ledger) -> bool:
+    """Whether a run may start now: there is time and room, and evaluator and data are what they were."""
+    if session.measure and (problem := changed_measure(session.measure)):
+        session.blocked = problem
+    return limits.may_go_on(session, ledger) and not limits.cannot_write(session, ledger.folder)
+
+
+def next_candidate(session: Session, ledger: Ledger, queue: Queue) -> Candidate | None:
+    """The next experiment: the baseline first; a second look, if there is reason for one; the oldest proposal."""
+    if not ledger.kept:
+        return None if queue.candidates else begin(ledger, queue, Proposal("baseline", branch_source(ledger)))
+    if problem := changed_by_hand(ledger):
+        session.blocked = problem
+        return None
+    more = limits.experiments_left(session.options, ledger, queue) > 0
+    candidate = look_again(session, ledger, queue) if more else None
+    return candidate or next_waiting(ledger, queue, session.log)
+
+
+# -----------------------------------------------------------------------------
+# What has ended
+
+
+def run_ended(
+    session: Session, ledger: Ledger, queue: Queue, slot: Slot, task: Task, outcome: RunResult | Exception
+) -> None:
+    """Put a run into the journal, and decide what follows from it."""
+    slot.task, slot.line = None, ""
+    if isinstance(outcome, Exception):
+        run_broke(session, ledger, queue, task, outcome)
+    elif outcome.status == "interrupted":
+        return  # the experiment goes on in the next session
+    elif was_lost(session, ledger, task, outcome):
+        repeat(session, ledger, queue, task)
+    else:
+        limits.wait_for_room(session, ledger.folder)
+        note_result(session, ledger, task, outcome)
+        if task.purpose == "judge" and task.candidate.number in queue.candidates:
+            decide(session, ledger, queue, task.candidate)
+
+
+def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult) -> None:
+    """A run's result in the journal, with the number that is believed; of one that confirms the best, a line."""
+    if result.status == "ok" and session.measure:
+        result = believe(session.measure, result, ledger.run_folder(task.candidate.number, task.seed))
+    note_run(ledger, run_of(task, result))
+    if task.purpose == "confirm":
+        good = result.status == "ok"
+        said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if good else result.error
+        session.log.say(f"{task.candidate.number:4d}  {'confirmed' if good else 'not confirmed':11}  {said}")
+
+
+def run_broke(session: Session, ledger: Ledger, queue: Queue, task: Task, error: Exception) -> None:
+    """No result, and not the candidate's fault: again once the disk has room, else the session ends with the error."""
+    if isinstance(error, ClusterError):
+        session.blocked = str(error)
+        return
+    gone = not ledger.run_folder(task.candidate.number, task.seed).exists()
+    if not (isinstance(error, OSError) and (gone or limits.cannot_write(session, ledger.folder))):
+        raise error
+    repeat(session, ledger, queue, task)
+
+
+def was_lost(session: Session, ledger: Ledger, task: Task, result: RunResult) -> bool:
+    """Whether a run's result says nothing of its train.py: its folder was deleted, or the disk was full."""
+    folder = ledger.run_folder(task.candidate.number, task.seed)
+    return not (folder / "run.log").exists() or (result.status != "ok" and limits.disk_was_full(session, folder))
+
+
+def repeat(session: Session, ledger: Ledger, queue: Queue, task: Task) -> None:
+    """A run whose result was lost is made again, once there is a place for it."""
+    limits.wait_for_room(session, ledger.folder)
+    session.log.say(f"{task.candidate.number:4d}  runs again: its folder is gone or the disk was full")
+    queue.tasks.appendleft(task)

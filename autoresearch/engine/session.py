@@ -1,0 +1,90 @@
+"""
+What this session was asked for, by its command line and by program.md, and what may end it.
+"""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from autoresearch.engine.measure import Measure
+from autoresearch.files import ROOT
+from autoresearch.record.log import Log
+from autoresearch.run import sandbox
+from autoresearch.settings import Settings, flat, parse_program
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, and what its scale means."""
+
+    tag: str
+    proposer: str  # anthropic, command or constants
+    command: str
+    experiments: int | None  # --experiments
+    max_cost: float | None  # in place of program.md's
+    deadline: float  # time.time() at which everything has to be over
+    scale: str
+    seed: int
+    time_budget: int  # seconds of training
+    max_seq_len: int
+    vocab_size: int
+
+
+@dataclass
+class Session:
+    """One start of the loop."""
+
+    options: Options
+    log: Log
+    lock: TextIO  # tells other loops of this one
+    settings: Settings
+    instructions: str
+    program_stamp: float  # when program.md was last written
+    measure: Measure | None = None  # once the search is entered
+    stop: threading.Event = field(default_factory=threading.Event)
+    blocked: str = ""  # what only a person can mend: the session ends with it
+    complaint: str = ""  # why nothing can be written at present
+    events: queue.Queue[Callable[[], None]] = field(default_factory=queue.Queue)  # what a thread has come back with
+
+    @property
+    def ending(self) -> bool:
+        return self.stop.is_set() or bool(self.blocked)
+
+    @property
+    def kill_after(self) -> float:
+        """Seconds of wall-clock time for one run."""
+        budget = self.options.time_budget
+        return self.settings.kill_after or max(2 * budget, budget + 180)
+
+
+def read_program(path: Path, max_cost: float | None) -> tuple[Settings, str]:
+    """(settings, instructions) of program.md, with --max-cost in them. Raises ValueError with one line."""
+    settings, instructions = parse_program(path.read_text())
+    if problem := sandbox.mode_problem(settings.sandbox):
+        raise ValueError(problem)
+    return settings if max_cost is None else dataclasses.replace(settings, max_cost=max_cost), instructions
+
+
+def reload_program(session: Session) -> None:
+    """Read program.md again if it was written. A change is said; a broken file keeps the last good settings."""
+    path = ROOT / "program.md"
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    if stamp == session.program_stamp:
+        return
+    session.program_stamp = stamp
+    try:
+        settings, instructions = read_program(path, session.options.max_cost)
+    except (ValueError, OSError) as error:
+        session.log.say(f"program.md is not valid ({error}); going on with the last good one")
+        return
+    if instructions != session.instructions:
+        session.log.say("program.md: new instructions")
+    before, after = flat(session.settings), flat(settings)
+    for name in before:
+        if before[name] != after[name]:
+            session.log.say(f"program.md: {name} {before[name]} -> {after[name]}")
+    session.settings, session.instructions = settings, instructions

@@ -1,0 +1,74 @@
+"""
+What a person sees while the loop runs: a line per slot, and progress.png, which is drawn beside everything else.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+
+from autoresearch.engine.queue import Queue
+from autoresearch.engine.session import Session
+from autoresearch.files import ROOT
+from autoresearch.nouns import Estimate
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.progress import draw_progress
+from autoresearch.record.report import result_line
+from autoresearch.row import Row
+from autoresearch.run import sandbox
+
+DRAW_EVERY = 30.0  # seconds between two drawings of progress.png
+
+
+def announce(session: Session, ledger: Ledger, slots: int) -> None:
+    """What this session is, and what is there already."""
+    options, settings = session.options, session.settings
+    ends = [f"{options.experiments} experiments"] if options.experiments else []
+    if options.deadline < float("inf"):
+        ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
+    several = f" | {slots} slots" if slots > 1 else ""
+    about = f"{ledger.branch} | scale {options.scale}{several} | proposer {options.proposer}"
+    session.log.say(f"{about} | until {' and '.join(ends)}")
+    for row in ledger.rows:
+        session.log.show(result_line(row))
+    for line in sandbox.describe(settings.sandbox, options.scale, settings.memory_gb, slots):
+        session.log.say(line)
+
+
+def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
+    """What runs now, a line per slot, and what the proposer does."""
+    best = f" | best {ledger.best.val_bpb:.6f}" if ledger.kept else ""
+    lines = []
+    for slot in queue.slots:
+        if task := slot.task:
+            seed = f" (seed {task.seed})" if task.seed != session.options.seed else ""
+            name = f"{slot.name}  " if slot.name else ""
+            lines.append(f"{name}{task.candidate.number:4d}{seed} | {slot.line}{best} | {task.candidate.title}")
+    if queue.asking.context:
+        lines.append(f"{queue.asking.context.number:4d} | {session.options.proposer} is at work on it")
+    if queue.waiting and len(queue.slots) > 1:
+        lines.append(f"      proposals that wait for a slot: {len(queue.waiting)}")
+    return lines
+
+
+@dataclass
+class Drawing:
+    """progress.png, as it was drawn last."""
+
+    rows: int = 0  # that are on it
+    not_before: float = 0.0  # time.time() before which it is not drawn again
+    thread: threading.Thread | None = None
+
+    def draw_if_due(self, rows: list[Row]) -> None:
+        """Draw it anew, in a thread, when there are new rows; but not again and again."""
+        if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
+            return
+        self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
+        self.thread = threading.Thread(target=draw_progress, args=(list(rows), ROOT / "progress.png"), daemon=True)
+        self.thread.start()
+
+    def draw_last(self, rows: list[Row], confirmed: Estimate | None) -> None:
+        """Draw what a session ends with."""
+        if self.thread:
+            self.thread.join()
+        point = (confirmed.val_bpb, confirmed.standard_error) if confirmed else None
+        draw_progress(rows, ROOT / "progress.png", point)

@@ -1,0 +1,157 @@
+"""
+The start of a session: everything that a search needs is checked before anything is touched. Each missing thing is one
+line with its mend, and exit code 2.
+"""
+
+import fcntl
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import git
+from rich.console import Console
+
+from autoresearch.engine.session import Options, Session, read_program
+from autoresearch.files import ROOT
+from autoresearch.propose.api import check_key
+from autoresearch.record.log import Log
+from autoresearch.record.repository import changed, current_branch
+from autoresearch.settings import Settings
+from autoresearch.text import fail
+
+LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
+
+# -----------------------------------------------------------------------------
+# Checks
+
+
+def check_arguments(args: Namespace) -> None:
+    """The command line by itself."""
+    if args.hours is None and args.experiments is None:
+        fail("how long? give --hours H or --experiments N (or --demo to try it)")
+    if args.hours is not None and not args.hours > 0:
+        fail(f"--hours {args.hours} is not more than 0")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
+        fail(f"--tag {args.tag} should be letters, digits, - and _")
+    if args.proposer == "command" and not args.command:
+        fail("--proposer command needs --command '...'")
+    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
+        fail("--gpus, --slots and --ray exclude each other: give one of them")
+    for name, least in (("experiments", 1), ("slots", 1), ("max_cost", 0)):
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+
+
+def check_files(repo: git.Git, tag: str) -> None:
+    """The user's files: they are there, and nothing of theirs that a search would write over is uncommitted."""
+    for name in ("train.py", "prepare_data.py", "program.md"):
+        if not (ROOT / name).exists():
+            fail(f"{ROOT / name} is missing; restore it with: git restore {name}")
+    current = current_branch(repo)
+    must_be_clean = ["prepare_data.py"]
+    if current != f"autoresearch/{tag}":  # there, open_ledger() looks closer
+        must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
+    for name in must_be_clean:
+        if changed(repo, name):
+            fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
+
+
+def check_program(max_cost: float | None) -> tuple[Settings, str]:
+    """program.md's settings and instructions."""
+    try:
+        return read_program(ROOT / "program.md", max_cost)
+    except ValueError as error:
+        fail(f"program.md: {error}")
+
+
+def check_data(args: Namespace) -> None:
+    """A device for the scale, and its prepared data. At the cpu scale they are made here: it takes seconds."""
+    import prepare_data
+
+    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not args.ray:
+        fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
+    if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
+        print("preparing data from this Python's own standard library, once")
+        subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True)
+    prepare_data.read_meta()
+
+
+def check_proposer(proposer: str, settings: Settings) -> None:
+    """A key that works and a model that exists, where one is needed."""
+    if proposer != "anthropic":
+        return
+    if not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
+        fail("ANTHROPIC_API_KEY is not set; set it, or use --proposer constants, or --command '...'")
+    if problem := check_key(settings.model):
+        fail(problem)
+
+
+# -----------------------------------------------------------------------------
+# The session
+
+
+def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -> Session:
+    """Check everything, then put the session together; nothing is touched yet."""
+    check_files(repo, args.tag)
+    settings, instructions = check_program(args.max_cost)
+    check_data(args)
+    check_proposer(args.proposer, settings)
+    import prepare_data
+
+    options = Options(
+        tag=args.tag,
+        proposer=args.proposer,
+        command=args.command,
+        experiments=args.experiments,
+        max_cost=args.max_cost,
+        deadline=started + args.hours * 3600 if args.hours else math.inf,
+        scale=prepare_data.SCALE,
+        seed=prepare_data.SEED,
+        time_budget=prepare_data.TIME_BUDGET,
+        max_seq_len=prepare_data.MAX_SEQ_LEN,
+        vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
+    )
+    log = Log(Console(), ROOT / "runs" / args.tag / "loop.log")
+    stamp = (ROOT / "program.md").stat().st_mtime_ns
+    return Session(options, log, lock, settings, instructions, stamp)
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[TextIO]:
+    """One loop per working tree: an open file that is locked until this process is gone, however it goes.
+
+    It names process and machine until the session ends, also by an error: only a kill leaves the name there. Where the
+    file system does not pass locks on to other machines, a loop on one of them is known by the time of the file, which
+    it keeps fresh.
+    """
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        file.seek(0)
+        holder = file.read().strip()
+        fresh = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = holder and not holder.endswith(f" on {socket.gethostname()}") and fresh
+        except BlockingIOError:
+            taken = True
+        if taken:
+            fail(f"another loop runs in this folder (process {holder}); wait for it, or clone to another folder")
+        if holder:
+            say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield file
+        finally:
+            file.truncate(0)

@@ -1,0 +1,68 @@
+"""
+Where things lie, and how files are written and compared.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+RECORD = "record.json"  # in a run's folder: what evaluate_bpb saw; AUTORESEARCH_RECORD names it to the run
+PACKED = ("tokenizer.json", "train.bin", "val.bin")  # of the prepared data: all that val_bpb depends on
+DATA_FILES = ("meta.json", *PACKED)
+
+# -----------------------------------------------------------------------------
+# Writing
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line that is on disk when this returns. After a line that a kill cut short it begins a new one."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, text: str) -> None:
+    """A text file, written whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    with open(scratch, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+# -----------------------------------------------------------------------------
+# Prepared data and fingerprints
+
+
+def data_root() -> Path:
+    """Where prepare_data.py puts its scales, by the same rule."""
+    return Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser().resolve()
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes whenever a file does; the ctime can't be set back."""
+    if not path.is_file():
+        return []
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def file_hash(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(directory: Path, data_format: int) -> str:
+    """A hash of all that val_bpb depends on beside train.py: tokenizer, training rows, validation rows."""
+    digest = hashlib.sha256(f"format {data_format}".encode())
+    for name in PACKED:
+        digest.update(bytes.fromhex(file_hash(directory / name)))
+    return digest.hexdigest()[:16]

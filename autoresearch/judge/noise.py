@@ -1,0 +1,114 @@
+"""
+The noise of a run, from all runs of a search: its standard deviation, and what of it a seed explains. Only numbers.
+"""
+
+import math
+from dataclasses import replace
+from statistics import median
+
+import numpy
+
+from autoresearch.nouns import Noise, Runs
+
+SPREAD_WEIGHT = 12.0  # sources on one seed that the noise known otherwise counts as
+SHARE_WEIGHT = 6.0  # degrees of freedom that the prior share of seeds counts as
+LARGEST_SHARE = 0.9  # something is always left to chance
+SMALLEST_SIGMA = 1e-6  # val_bpb is printed with six digits
+
+# -----------------------------------------------------------------------------
+# Noise
+
+
+def mean(runs: Runs) -> float:
+    return math.fsum(runs.values()) / len(runs)
+
+
+def plausible(val_bpb: float) -> bool:
+    return math.isfinite(val_bpb) and 0 < val_bpb < 20
+
+
+def pooled_noise(sources: list[Runs], prior: Noise) -> Noise:
+    """sigma over all sources with two runs or more; the prior counts as so many degrees of freedom."""
+    squares, degrees = prior.degrees_of_freedom * prior.sigma**2, prior.degrees_of_freedom
+    for runs in sources:
+        center = mean(runs) if len(runs) > 1 else 0.0
+        squares += math.fsum((value - center) ** 2 for value in runs.values()) if len(runs) > 1 else 0.0
+        degrees += max(len(runs) - 1, 0)
+    if not degrees:
+        raise ValueError("the noise needs a source with two runs, or a prior")
+    return Noise(max(math.sqrt(squares / degrees), SMALLEST_SIGMA), degrees)
+
+
+# -----------------------------------------------------------------------------
+# Pairing by seed
+
+
+def seed_share(sources: list[Runs], prior: float) -> float:
+    """The share, 0 to 0.9, of the variance between runs of one source that their seed explains.
+
+    Analysis of variance of a two-way layout, source + seed: how much less is left within the sources when each seed is
+    given a mean of its own, per degree of freedom (Searle, Casella and McCulloch, Variance Components, 1992). `prior`
+    is the share expected before anything is measured.
+    """
+    design, deviations, _ = two_way(sources)
+    squares, degrees = deviations @ deviations, sum(len(runs) - 1 for runs in sources if len(runs) > 1)
+    if not squares:
+        return prior
+    fit, _, rank, _ = numpy.linalg.lstsq(design, deviations)
+    left = numpy.square(deviations - design @ fit).sum() / (squares / degrees)
+    unexplained = (left + SHARE_WEIGHT * (1 - prior)) / (degrees - rank + SHARE_WEIGHT)
+    return min(max(1 - float(unexplained), 0.0), LARGEST_SHARE)
+
+
+def two_way(sources: list[Runs]) -> tuple[numpy.ndarray, numpy.ndarray, list[int]]:
+    """(design (runs, seeds), deviations (runs,), seeds) of the sources with several runs, each rid of its own mean."""
+    repeated = [runs for runs in sources if len(runs) > 1]
+    seeds = sorted({seed for runs in repeated for seed in runs})
+    design = [numpy.equal.outer(list(runs), seeds) - numpy.isin(seeds, list(runs)) / len(runs) for runs in repeated]
+    deviations = [numpy.array(list(runs.values())) - mean(runs) for runs in repeated]
+    return numpy.vstack([numpy.zeros((0, len(seeds))), *design]), numpy.concatenate([[], *deviations]), seeds
+
+
+def seed_offsets(sources: list[Runs], share: float) -> dict[int, float]:
+    """What each seed adds to val_bpb, shrunk, from the sources that were run on more than one.
+
+    A seed does much the same to a file and to a small edit of it. Every candidate runs first on the seed that the best
+    was run on, so without this one lucky seed of the baseline would put all candidates down together. The best linear
+    unbiased prediction of random seed effects (Henderson 1975), which is a ridge regression.
+    """
+    design, deviations, seeds = two_way(sources)
+    if not share or not seeds:
+        return {}
+    ridge = (1 - share) / share * numpy.eye(len(seeds))
+    offsets = numpy.linalg.solve(design.T @ design + ridge, design.T @ deviations)
+    return dict(zip(seeds, offsets.tolist(), strict=True))
+
+
+def without_seed(runs: Runs, offsets: dict[int, float]) -> Runs:
+    return {seed: val_bpb - offsets.get(seed, 0.0) for seed, val_bpb in runs.items()}
+
+
+def paired(noise: Noise, sources: list[Runs], share: float) -> Noise:
+    """The noise that is left of a run when its seed's offset, known from `sources`, is taken off.
+
+    Never more than what many sources differ by on one seed: that is chance, and the worth of what was changed on top.
+    """
+    known = sum(len(runs) > 1 for runs in sources)
+    reliability = share * known / (1 - share + share * known)  # of the offset: Spearman 1910, Brown 1910
+    left = noise.sigma**2 * (1 - share * reliability)
+    spread, count = spread_on_one_seed(sources)
+    bound = (SPREAD_WEIGHT * left + count * spread**2) / (SPREAD_WEIGHT + count)
+    return replace(noise, sigma=max(math.sqrt(min(left, bound)), SMALLEST_SIGMA))
+
+
+def spread_on_one_seed(sources: list[Runs]) -> tuple[float, int]:
+    """(standard deviation by the median absolute deviation, number) of the values on the seed with the most runs."""
+    by_seed: dict[int, list[float]] = {}
+    for runs in sources:
+        for seed, val_bpb in runs.items():
+            by_seed.setdefault(seed, []).append(val_bpb)
+    values = max(by_seed.values(), key=len, default=[])
+    if len(values) < 2:
+        return 0.0, 0
+    middle = median(values)
+    return 1.4826 * median(abs(value - middle) for value in values), len(values)

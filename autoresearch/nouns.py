@@ -1,0 +1,93 @@
+"""
+The nouns that pass between the wings. Plain values: whoever makes one hands it on, and nobody changes it.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+Runs = dict[int, float]  # seed -> val_bpb of one source
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens by kind, as the API bills them, and US dollars."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    cost: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.input + self.output + self.cache_read + self.cache_write
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next experiment, and what its proposer thinks of it."""
+
+    description: str  # one line
+    source: str  # the whole train.py
+    hypothesis: str = ""
+    expected: float = math.nan  # gain in val_bpb, positive is better
+    category: str = ""
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of one training. `status`: ok, crash, timeout, interrupted, or invalid if it is not believed."""
+
+    status: str
+    seconds: float  # wall-clock, of the whole process
+    val_bpb: float = math.nan
+    memory_gb: float = 0.0
+    summary: dict[str, float] = field(default_factory=dict)  # the lines after the final ---
+    error: str = ""  # one line: why there is no number
+    tail: str = ""  # the last lines of the log
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training that ended, as the journal holds it."""
+
+    number: int  # of its experiment
+    seed: int
+    result: RunResult
+    purpose: str = "judge"  # or "confirm": the best, on a fresh seed
+    attempt: int = 0  # how often the experiment had been repaired by then
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation of val_bpb from run to run of one source, and how well it is known."""
+
+    sigma: float
+    degrees_of_freedom: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of an experiment."""
+
+    status: str  # keep, discard, crash, timeout, invalid; again: one more run, on next_seed
+    reason: str
+    gain: float = math.nan  # measured: from the best's believed value; nan without a number
+    expected_gain: float = math.nan  # the same after shrinkage: what is believed
+    better: float = math.nan  # P(true gain > 0)
+    next_seed: int | None = None  # for `again`
+    suspicious: bool = False  # too good for one change
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs, with its standard error."""
+
+    val_bpb: float
+    standard_error: float
+    runs: int

@@ -1,0 +1,127 @@
+"""
+A process, run to its end: its output in a capped log, and its whole process group gone when run_process() returns.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+LOG_LIMIT = 10_000_000  # bytes of a log that are kept, besides its end
+TAIL = 20_000  # bytes of the end of a log: the summary, or the exception
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+LIBC = ctypes.CDLL(None)
+
+
+@dataclass
+class Ended:
+    """How a process ended: by itself ("exit", with its code), at its limit ("timeout"), or on request ("stopped")."""
+
+    how: str
+    code: int | None
+    tail: str
+    seconds: float
+
+
+class CappedLog:
+    """A log file of at most LOG_LIMIT bytes, and the end of what was written however long it got."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "wb")  # noqa: SIM115 (close() is called in run_process)
+        self.written, self.tail = 0, b""
+
+    def write(self, chunk: bytes) -> None:
+        self.file.write(chunk[: max(0, LOG_LIMIT - self.written)])
+        self.file.flush()
+        self.written += len(chunk)
+        self.tail = (self.tail + chunk)[-TAIL:]
+
+    def close(self) -> str:
+        if self.written > LOG_LIMIT:
+            self.file.write(b"\n[... cut: %d bytes in all, the last follow ...]\n" % self.written + self.tail)
+        self.file.close()
+        return self.tail.decode(errors="replace")
+
+
+def read_pipe(pipe: IO[bytes], wait: float) -> bytes | None:
+    """What a pipe holds now, after waiting at most `wait` seconds for it: b"" if nothing came, None if it is closed."""
+    ready, _, _ = select.select([pipe], [], [], wait)
+    return (os.read(pipe.fileno(), 65536) or None) if ready else b""
+
+
+def die_with_loop() -> None:
+    """Called in the child: Linux shall kill it if the loop is killed, or it would hold the GPU of the next loop."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def kill_group(process: subprocess.Popen, grace: float) -> None:
+    """SIGTERM to the whole group, SIGKILL after `grace` seconds to what is left of it. The leader is reaped."""
+    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):  # nobody left (macOS says the latter of a zombie)
+            break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait)
+    process.wait()
+
+
+def run_process(
+    command: list[str],
+    cwd: Path,
+    env: dict[str, str],
+    log_path: Path,
+    limit: float,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_output: Callable[[str], None] = lambda tail: None,
+    grace: float | None = None,
+) -> Ended:
+    """Run `command` for at most `limit` seconds of wall-clock time, its output in `log_path`, and kill its whole group.
+
+    `should_stop` is asked about five times a second; `on_output` gets the end of the output whenever there is more.
+    `grace`: seconds between SIGTERM and SIGKILL, GRACE by default.
+    """
+    started, how, log = time.monotonic(), "exit", CappedLog(log_path)
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_loop,
+    )
+    assert process.stdout
+    try:
+        while process.poll() is None:
+            if time.monotonic() - started > limit:
+                how = "timeout"
+                break
+            if should_stop():
+                how = "stopped"
+                break
+            chunk = read_pipe(process.stdout, 0.2)
+            if chunk is None:  # it ends now, or has closed its output and lives on
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+            elif chunk:
+                log.write(chunk)
+                on_output(log.tail.decode(errors="replace"))
+    finally:
+        kill_group(process, (GRACE if grace is None else grace) if process.poll() is None else 0)
+        for _ in range(16):  # what it wrote before it died: a pipe holds no more than this
+            log.write(read_pipe(process.stdout, 0) or b"")
+        process.stdout.close()
+        tail = log.close()
+    return Ended(how, process.returncode, tail, time.monotonic() - started)

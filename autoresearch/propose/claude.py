@@ -1,0 +1,190 @@
+"""
+anthropic: a proposer. Claude reads what was tried, edits train.py with the text-editor tool, submits; the Messages API.
+
+    python agent_loop.py --hours 48                      # the default proposer; needs ANTHROPIC_API_KEY
+    python -m pytest tests/propose/test_claude.py            # against a local server that speaks the protocol
+    python benchmarks/scripted_researcher.py             # 40 experiments with a scripted model, as one transcript
+
+One conversation makes one experiment, and is continued where that experiment crashed by a slip. What it is shown is
+made in prompt.py, in an order that lets nearly all of it be read from the API's cache.
+
+Whatever the API does ends in a Proposal or in ProposalFailed (try again), Refused (the model declined, and is not asked
+the same again) or CannotPropose (a person has to mend something). The whole exchange is in exchange.json.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from autoresearch.files import replace_file
+from autoresearch.nouns import Proposal
+from autoresearch.propose.api import Conversation, TooLong, ask, make_client
+from autoresearch.propose.context import Context, ProposalFailed, Refused
+from autoresearch.propose.prompt import HISTORY_CHARACTERS, crash_text, first_prompt, text_block, untrusted
+from autoresearch.propose.tools import ToolError, argument, checked_proposal, edit_text
+from autoresearch.text import one_line
+
+READ_CHARACTERS = 12_000  # of what read_experiment shows
+STUMBLES = 3  # answers in a row without a usable tool call, after which the proposal counts as failed
+SHORTENINGS = 4  # how often the history is halved because the API finds the prompt too long
+
+# -----------------------------------------------------------------------------
+# The conversation
+
+
+def add(conversation: Conversation, role: str, blocks: list[dict]) -> None:
+    """Add to the messages; to the last one, if it is of the same role."""
+    if conversation.messages[-1]["role"] == role:
+        conversation.messages[-1]["content"].extend(blocks)
+    else:
+        conversation.messages.append({"role": role, "content": blocks})
+
+
+def say(conversation: Conversation, text: str) -> None:
+    """Add to what the model reads next."""
+    add(conversation, "user", [text_block(text)])
+
+
+def take_reply(conversation: Conversation, reply: Any) -> bool:
+    """Do what an answer says. False if it held nothing usable. An answer that was cut off is dropped as a whole."""
+    if reply is None:
+        say(conversation, "Your last answer held tool input that is not valid JSON, and was dropped. Try again.")
+        return False
+    if reply.stop_reason == "refusal":
+        details = reply.stop_details
+        category, explanation = (details.category, details.explanation) if details else (None, None)
+        explanation = one_line(explanation or "it gave no explanation")[:500]
+        raise Refused(f"the model declined ({category or 'no category'}): {explanation}")
+    if reply.stop_reason == "model_context_window_exceeded":
+        raise TooLong("the conversation does not fit into the model's context window")
+    if reply.stop_reason == "max_tokens":
+        say(conversation, "Your last answer was cut off for its length, and dropped. Be brief: make smaller edits.")
+        return False
+    content = [block.to_dict() for block in reply.content if block.type != "text" or block.text.strip()]
+    if any("thinking" not in block["type"] for block in content):  # thinking alone cannot be sent back
+        add(conversation, "assistant", content)
+    if calls := [block for block in reply.content if block.type == "tool_use"]:
+        add(conversation, "user", [tool_result(conversation, call) for call in calls])
+    elif reply.stop_reason != "pause_turn":  # after a pause it is simply asked to go on
+        answer_without_tool(conversation, reply)
+        return False
+    return True
+
+
+def answer_without_tool(conversation: Conversation, reply: Any) -> None:
+    """Words only: in a repair that is its way to give up; else it is reminded."""
+    if conversation.context.crash:
+        words = one_line(" ".join(block.text for block in reply.content if block.type == "text"))
+        raise ProposalFailed(f"the model leaves the crash as it is: {words[:300]}")
+    say(conversation, "Nothing is submitted yet. Edit train.py with the tool, then call submit.")
+
+
+def tool_result(conversation: Conversation, call: Any) -> dict:
+    """Carry out one tool call; what is wrong with it goes back to the model."""
+    result = {"type": "tool_result", "tool_use_id": call.id}
+    try:
+        return result | {"content": use_tool(conversation, call.name, call.input)}
+    except ToolError as error:
+        return result | {"content": f"error: {error}", "is_error": True}
+
+
+def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
+    """The answer of a tool. Raises ToolError."""
+    context = conversation.context
+    if not isinstance(arguments, dict):
+        raise ToolError("the tool's input should be an object")
+    if conversation.proposal:
+        raise ToolError("train.py is already submitted")
+    if name == "str_replace_based_edit_tool":
+        conversation.source, answer = edit_text(conversation.source, arguments)
+        return answer
+    if name == "read_experiment":
+        number, what = argument(arguments, "number", int), argument(arguments, "what", str)
+        try:
+            return untrusted(context.read(number, what), READ_CHARACTERS)
+        except ValueError as error:
+            raise ToolError(str(error)) from error
+    if name == "submit":
+        conversation.proposal = checked_proposal(context, conversation.source, arguments)
+        return "submitted"
+    raise ToolError(f"there is no tool {name}")
+
+
+def exchange_path(context: Context) -> Path:
+    return context.folder / "exchange.json"
+
+
+def save(conversation: Conversation, outcome: str = "") -> None:
+    """The whole exchange so far, as JSON; the key is not in it."""
+    context = conversation.context
+    context.folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "model": context.settings.model,
+        "outcome": outcome or ("submitted" if conversation.proposal else "unfinished"),
+        "cost": sum(turn["usage"]["cost"] for turn in conversation.turns),
+        "turns": conversation.turns,
+        "system": conversation.system,
+        "messages": conversation.messages,
+    }
+    replace_file(exchange_path(context), json.dumps(record, indent=1))
+
+
+def begin(context: Context, limit: int) -> Conversation:
+    """A new conversation, with at most `limit` characters of history."""
+    source = context.crash.source if context.crash else context.best_source
+    return Conversation(context, source, *first_prompt(context, limit))
+
+
+def resume(context: Context) -> Conversation | None:
+    """The conversation that made the experiment which crashed, if it is there and was held with the present model."""
+    path = exchange_path(context)
+    if not context.crash or not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if record["model"] != context.settings.model or record["outcome"] != "submitted":
+        return None
+    conversation = Conversation(context, context.crash.source, record["system"], record["messages"], record["turns"])
+    say(conversation, crash_text(context, context.crash))
+    return conversation
+
+
+def converse(client: Any, conversation: Conversation) -> Proposal:
+    """Turn after turn until something is submitted. Raises ProposalFailed and its kinds, or TooLong."""
+    limit, stumbles = conversation.context.settings.max_turns, 0
+    for _ in range(limit):
+        reply = ask(client, conversation)
+        stumbles = 0 if take_reply(conversation, reply) else stumbles + 1
+        save(conversation)
+        if conversation.proposal:
+            return conversation.proposal
+        if stumbles == STUMBLES:
+            raise ProposalFailed(f"{STUMBLES} answers in a row were cut off, unreadable or without a tool call")
+    raise ProposalFailed(f"nothing was submitted in {limit} turns")
+
+
+def converse_within_context(client: Any, conversation: Conversation) -> Proposal:
+    """The same, begun afresh with half the history where the prompt is too long."""
+    context = conversation.context
+    for shortening in range(1, SHORTENINGS + 2):
+        try:
+            return converse(client, conversation)
+        except TooLong as error:
+            limit = HISTORY_CHARACTERS >> shortening
+            context.log(f"{error}; beginning again with {limit} characters of history")
+            fresh = begin(context, limit)
+            conversation.source, conversation.system, conversation.messages = fresh.source, fresh.system, fresh.messages
+    raise ProposalFailed("the prompt is too long, however little history is sent")
+
+
+def propose_by_claude(context: Context) -> Proposal:
+    """The next train.py, or the repaired one. Raises ProposalFailed, Refused or CannotPropose, with what it cost."""
+    conversation = resume(context) or begin(context, HISTORY_CHARACTERS)
+    try:
+        with make_client() as client:
+            proposal = converse_within_context(client, conversation)
+    except ProposalFailed as failure:
+        failure.usage = conversation.usage
+        save(conversation, f"failed: {failure}")
+        raise
+    return dataclasses.replace(proposal, usage=conversation.usage)

@@ -1,0 +1,316 @@
+"""
+The ledger: what a search has found out, so that no kill, lost line or deleted folder can make it forget.
+
+    results.tsv                      one row per experiment, in the order of decision
+    refs/autoresearch/<tag>/NNNN     one commit per experiment; its message holds the whole row, which can be rebuilt
+    autoresearch/<tag>               the branch: the baseline and every kept change
+    runs/<tag>/journal.jsonl         every run that ended and every proposal that failed, in the order in which they did
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import git
+
+from autoresearch.files import ROOT, append_line, replace_file
+from autoresearch.nouns import Run, RunResult, Runs, Usage
+from autoresearch.record.repository import (
+    commit_file,
+    commit_of,
+    current_branch,
+    experiment_ref,
+    file_at,
+    merge_texts,
+    repair_ref,
+    run_git,
+    same_file,
+)
+from autoresearch.row import HEADER, Row, parse_line, row_line, row_message
+from autoresearch.source import edit_problem
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A proposal that came to nothing."""
+
+    after: int  # rows that there were before it
+    reason: str
+    cost: float
+    tokens: int
+
+
+@dataclass(eq=False)
+class Ledger:
+    """What one search has written, in memory and on disk."""
+
+    repo: git.Git
+    tag: str
+    rows: list[Row] = field(default_factory=list)  # in the order of decision
+    runs: list[Run] = field(default_factory=list)  # every training that ended, oldest first
+    runs_by_number: dict[int, list[Run]] = field(default_factory=dict)  # the same by experiment
+    failures: list[Failure] = field(default_factory=list)
+    next_number: int = 0  # of the next experiment
+    sources: dict[int, str] = field(default_factory=dict)  # the train.py of kept experiments, which never changes
+
+    @property
+    def branch(self) -> str:
+        return f"autoresearch/{self.tag}"
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / "runs" / self.tag
+
+    @property
+    def results(self) -> Path:
+        return ROOT / "results.tsv"
+
+    @property
+    def head(self) -> str:
+        """The commit of the branch, wherever the user's HEAD is."""
+        return commit_of(self.repo, f"refs/heads/{self.branch}")
+
+    @property
+    def kept(self) -> list[Row]:
+        return [row for row in self.rows if row.status == "keep"]
+
+    @property
+    def best(self) -> Row:
+        """The last that was kept."""
+        return next(row for row in reversed(self.rows) if row.status == "keep")
+
+    @property
+    def tried(self) -> int:
+        """Rows of the search, its baseline not counted."""
+        first = next((row.number for row in self.rows if row.status == "keep"), None)
+        return 0 if first is None else sum(row.number > first for row in self.rows)
+
+    @property
+    def spent(self) -> float:
+        """US dollars on the experiments that have a row, and on proposals that failed."""
+        return sum(row.cost for row in self.rows) + sum(failure.cost for failure in self.failures)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, likewise."""
+        return sum(row.tokens for row in self.rows) + sum(failure.tokens for failure in self.failures)
+
+    def row(self, number: int) -> Row:
+        """The row of an experiment that has one."""
+        return next(row for row in reversed(self.rows) if row.number == number)
+
+    def experiment_folder(self, number: int) -> Path:
+        return self.folder / f"{number:04d}"
+
+    def run_folder(self, number: int, seed: int) -> Path:
+        """A folder of its own for every run, so that nothing else is in a run's reach."""
+        return self.experiment_folder(number) / f"seed{seed}"
+
+    def ref(self, number: int) -> str:
+        return experiment_ref(self.tag, number)
+
+    def source_of(self, number: int) -> str:
+        """The train.py of an experiment."""
+        source = self.sources.get(number) or file_at(self.repo, self.ref(number), "train.py")
+        if any(row.number == number for row in self.kept):
+            self.sources[number] = source
+        return source
+
+    def message_of(self, number: int) -> tuple[str, str]:
+        """(commit, message) of an experiment."""
+        text = run_git(self.repo, "log", "-1", "--format=%H%n%B", self.ref(number))
+        commit, _, message = text.partition("\n")
+        return commit, message
+
+    def runs_for(self, number: int, purpose: str, attempt: int = 0) -> list[Run]:
+        """The runs of an experiment that ended, oldest first."""
+        return [run for run in self.runs_by_number.get(number, []) if (run.purpose, run.attempt) == (purpose, attempt)]
+
+    def good_runs(self, number: int, purpose: str, attempt: int = 0) -> Runs:
+        """val_bpb by seed, of those that ended well."""
+        runs = self.runs_for(number, purpose, attempt)
+        return {run.seed: run.result.val_bpb for run in runs if run.result.status == "ok"}
+
+    @property
+    def confirming(self) -> Runs:
+        """The best's runs on fresh seeds."""
+        return self.good_runs(self.best.number, "confirm") if self.kept else {}
+
+
+# -----------------------------------------------------------------------------
+# Journal
+
+
+def read_journal(ledger: Ledger) -> None:
+    """Take in all events, oldest first; what a kill cut short is left out."""
+    path = ledger.folder / "journal.jsonl"
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        take_in(ledger, event)
+
+
+def take_in(ledger: Ledger, event: dict) -> None:
+    kind = event.pop("event")
+    if kind == "failed":
+        ledger.failures.append(Failure(**event))
+    elif kind == "run":
+        own = {name: event.pop(name) for name in ("number", "seed", "purpose", "attempt")}
+        run = Run(result=RunResult(**event), **own)
+        ledger.runs.append(run)
+        ledger.runs_by_number.setdefault(run.number, []).append(run)
+
+
+def note(ledger: Ledger, event: str, values: dict) -> None:
+    """Add an event to the journal, and take it in as it will be read again."""
+    line = json.dumps({"event": event} | values)
+    ledger.folder.mkdir(parents=True, exist_ok=True)
+    append_line(ledger.folder / "journal.jsonl", line + "\n")
+    take_in(ledger, json.loads(line))
+
+
+def note_run(ledger: Ledger, run: Run) -> None:
+    """A run that ended; of a log only the end of a failed run's is kept here."""
+    own = {name: getattr(run, name) for name in ("number", "seed", "purpose", "attempt")}
+    tail = "" if run.result.status == "ok" else run.result.tail[-4000:]
+    note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
+
+
+def note_failure(ledger: Ledger, reason: str, usage: Usage) -> None:
+    """A proposal that came to nothing, and what it cost."""
+    note(ledger, "failed", {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens})
+
+
+# -----------------------------------------------------------------------------
+# Table
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """(the rows of results.tsv, the lines in it that are none: cut short by a kill, or edited)."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    header, *lines = text.splitlines() or [HEADER]
+    rows, broken = {}, []
+    for line in lines:
+        try:
+            row = parse_line(line, header)
+            rows[row.number] = row  # a number that is there twice counts once
+        except ValueError:
+            broken.append(line)
+    return list(rows.values()), broken
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """The whole table, written whole or not at all."""
+    replace_file(path, HEADER + "".join(map(row_line, rows)))
+
+
+def commit_results(repo: git.Git, branch: str, message: str) -> None:
+    """results.tsv as it is on disk, as a commit on top of `branch`."""
+    head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
+    if file_at(repo, head, "results.tsv") == text:
+        return
+    commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
+    if current_branch(repo) == branch:
+        run_git(repo, "add", "results.tsv")
+
+
+# -----------------------------------------------------------------------------
+# Experiments
+
+
+def parent_of(ledger: Ledger, base: int) -> str:
+    """The commit below an experiment made for the best `base`: the branch, or that best if there is another by now."""
+    if not ledger.kept or base == ledger.best.number:
+        return ledger.head
+    return commit_of(ledger.repo, ledger.ref(base))
+
+
+def write_experiment(ledger: Ledger, number: int, base: int, subject: str, source: str) -> None:
+    """Commit an experiment that has no result yet, and let its ref point there."""
+    message = f"{number:04d}: {subject}"
+    commit_file(ledger.repo, parent_of(ledger, base), "train.py", source, message, ledger.ref(number))
+
+
+def keep_crashed(ledger: Ledger, number: int, attempt: int) -> None:
+    """Give the commit of an attempt that crashed a ref of its own, before a repair takes its place."""
+    run_git(ledger.repo, "update-ref", repair_ref(ledger.tag, number, attempt), ledger.ref(number))
+
+
+def write_result(ledger: Ledger, row: Row, base: int, source: str, subject: str, facts: str) -> Row:
+    """The commit of an experiment again, with its row in the message; then the row. Returns it, with its commit."""
+    message = row_message(f"{row.number:04d}: {subject}", facts, row)
+    commit = commit_file(ledger.repo, parent_of(ledger, base), "train.py", source, message, ledger.ref(row.number))
+    row = dataclasses.replace(row, commit=commit[:7])
+    append_line(ledger.results, row_line(row))
+    ledger.rows.append(row)
+    return row
+
+
+def branch_source(ledger: Ledger) -> str:
+    """The train.py of the branch."""
+    return file_at(ledger.repo, ledger.head, "train.py")
+
+
+def move_branch(ledger: Ledger, number: int) -> str:
+    """Let the branch point at an experiment that is kept. Returns the train.py that the branch had."""
+    before = branch_source(ledger)
+    run_git(ledger.repo, "update-ref", f"refs/heads/{ledger.branch}", ledger.ref(number))
+    return before
+
+
+def follow_best(ledger: Ledger, before: str) -> str:
+    """train.py becomes the branch's, unless someone edited it meanwhile: a user's edit is never overwritten.
+
+    Returns "", or a line that says that it was left alone.
+    """
+    if current_branch(ledger.repo) != ledger.branch or (ROOT / "train.py").read_text() != before:
+        return (
+            f"train.py was changed by hand and is left alone; the best is: git show {ledger.branch}:train.py; "
+            "to have your edit measured, undo it here (git stash) and begin a search from it with another --tag"
+        )
+    run_git(ledger.repo, "checkout", "HEAD", "--", "train.py")
+    return ""
+
+
+def changed_by_hand(ledger: Ledger) -> str:
+    """A line that says that a commit of the user's gave the branch another train.py than the best's, or ""."""
+    number = ledger.best.number
+    if same_file(ledger.repo, f"refs/heads/{ledger.branch}", ledger.ref(number), "train.py"):
+        return ""
+    return (
+        f"train.py of {ledger.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
+        f"undo that with git revert, or begin another --tag from it"
+    )
+
+
+def on_best(ledger: Ledger, source: str, base: int) -> str | None:
+    """`source`, an edit of the best `base`, on top of the present best; None if it does not fit or changes nothing."""
+    best = ledger.best.number
+    if base == best:
+        return source
+    best_source = ledger.source_of(best)
+    merged = merge_texts(ledger.repo, best_source, ledger.source_of(base), source)
+    return None if merged is None or edit_problem(best_source, merged) else merged
+
+
+def read_experiment(ledger: Ledger, number: int, what: str) -> str:
+    """The "diff", the end of the "log" or the "notes" of an experiment. Raises ValueError if there is none."""
+    if not commit_of(ledger.repo, ledger.ref(number)):
+        raise ValueError(f"there is no experiment {number}")
+    if what == "diff":
+        return run_git(ledger.repo, "show", "--format=", ledger.ref(number), "--", "train.py")
+    if what == "notes":
+        return ledger.message_of(number)[1]
+    if what == "log":
+        logs = sorted(ledger.experiment_folder(number).glob("*/run.log"))
+        return logs[-1].read_text(errors="replace")[-20_000:] if logs else "its log is gone"
+    raise ValueError(f"{what!r} is not diff, log or notes")
+
+
+def subject_of(message: str) -> str:
+    """The description of an experiment, from its commit message."""
+    return re.sub(r"^\d+: ", "", message.partition("\n")[0])

@@ -1,0 +1,32 @@
+"""
+The lines that a person sees at the terminal and finds again in runs/<tag>/loop.log.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+
+@dataclass
+class Log:
+    """A terminal and a file."""
+
+    console: Console
+    path: Path
+
+    def show(self, text: str) -> None:
+        """A line for the terminal only."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """A line for the file only."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def say(self, text: str) -> None:
+        """A line for both."""
+        self.show(text)
+        self.write(text)

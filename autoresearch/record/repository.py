@@ -1,0 +1,179 @@
+"""
+Git, as the loop uses it: commits are objects kept by refs; the user's index and working tree are left alone.
+
+Every call is a short git process of its own, so a kill at any point leaves a valid repository.
+"""
+
+import functools
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import git
+
+from autoresearch.text import fail
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+LOCK_PATIENCE = 10.0  # seconds after which a lock file of git that no git process holds is taken for left behind
+
+# -----------------------------------------------------------------------------
+# Running git
+
+
+@contextmanager
+def signals_held():
+    """Ctrl-C reaches every process of the terminal: git, started with these signals blocked, finishes what it does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_git(repo: git.Git, *arguments: str, strip: bool = True, check: bool = True, istream: Any = None) -> str:
+    """The output of a git command. Raises git.GitCommandError, or with check=False gives what there is, maybe "".
+
+    Where a git command of the user's holds the index or a ref just now, it waits for that.
+    """
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            with signals_held():
+                return repo.execute(
+                    ["git", *arguments], istream=istream, strip_newline_in_stdout=strip, with_exceptions=check
+                )
+        except git.GitCommandError as error:
+            if not re.search(r"\.lock'?: File exists", error.stderr) or time.monotonic() > deadline or istream:
+                raise
+        time.sleep(0.2)
+
+
+def open_repository(folder: Path) -> git.Git:
+    """The git repository of a folder, able to commit even where no user.name is set."""
+    repo = git.Git(folder)
+    if not run_git(repo, "rev-parse", "-q", "--verify", "HEAD", check=False):
+        fail(f"{folder} is not a git repository with a commit; run: git init && git add -A && git commit -m start")
+    if not run_git(repo, "config", "user.email", check=False):
+        names = {"NAME": "autoresearch", "EMAIL": "autoresearch@localhost"}
+        env = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
+        repo.update_environment(**env)
+    return repo
+
+
+def clear_stale_locks(repo: git.Git, say: Callable[[str], None]) -> None:
+    """Delete the lock files that a killed git left behind, once they are old and no git process works here."""
+    folder = Path(run_git(repo, "rev-parse", "--absolute-git-dir"))
+    names = ("index.lock", "HEAD.lock", "packed-refs.lock", "refs/**/*.lock")
+    for lock in [path for name in names for path in folder.glob(name)]:
+        deadline = lock.stat().st_mtime + LOCK_PATIENCE
+        while lock.exists() and (time.time() < deadline or git_works_in(folder)):
+            time.sleep(0.2)
+        if lock.exists():
+            lock.unlink()
+            say(f"git's lock {lock.relative_to(folder.parent)} was left behind by a git that is gone; it is removed")
+
+
+def git_works_in(folder: Path) -> bool:
+    """Whether a git process has its working directory at or below the working tree (Linux; elsewhere never)."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            works = (process / "comm").read_text().startswith("git") and os.readlink(process / "cwd")
+        except OSError:  # it ended just now, or is another user's
+            continue
+        if works and Path(works).is_relative_to(folder.parent):
+            return True
+    return False
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+
+def current_branch(repo: git.Git) -> str:
+    """The branch that is checked out, "" for a detached HEAD."""
+    return run_git(repo, "symbolic-ref", "-q", "--short", "HEAD", check=False)
+
+
+def commit_of(repo: git.Git, revision: str) -> str:
+    """The full hash of a commit, "" if there is none."""
+    return run_git(repo, "rev-parse", "-q", "--verify", revision + "^{commit}", check=False)
+
+
+def changed(repo: git.Git, name: str) -> bool:
+    """Whether a file differs from the checked-out commit, or is not in it."""
+    return bool(run_git(repo, "status", "--porcelain", "--", name))
+
+
+def file_at(repo: git.Git, commit: str, name: str) -> str:
+    """The text of a file in a commit, "" if it is not there."""
+    return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
+
+
+def experiment_ref(tag: str, number: int) -> str:
+    return f"refs/autoresearch/{tag}/{number:04d}"
+
+
+def repair_ref(tag: str, number: int, attempt: int) -> str:
+    """Where the train.py that crashed is kept when a repair takes its place."""
+    return f"refs/autoresearch-repairs/{tag}/{number:04d}-{attempt}"
+
+
+def experiment_refs(repo: git.Git, tag: str, order: str = "refname") -> list[int]:
+    """The numbers of all experiments of a tag that have a commit, in order; "committerdate": of their commits."""
+    options = [f"--sort={order}", "--format=%(refname)"]
+    refs = run_git(repo, "for-each-ref", *options, f"refs/autoresearch/{tag}/").split()
+    return [int(ref.rpartition("/")[2]) for ref in refs]
+
+
+# -----------------------------------------------------------------------------
+# Writing
+
+
+def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, ref: str) -> str:
+    """Commit the tree of `parent` with `text` as its file `name`, and let `ref` point there. Returns the full hash.
+
+    One git process does it all (git fast-import); nothing else changes: no index, no working tree.
+    """
+    head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {int(time.time())} +0000\n".encode()
+    body = b"from %s\nM 100644 inline %s\n" % (parent.encode(), name.encode())
+    with tempfile.TemporaryFile() as stream:
+        stream.write(head + data_block(message) + body + data_block(text) + b"get-mark :1\ndone\n")
+        stream.seek(0)
+        return run_git(repo, "fast-import", "--quiet", "--force", "--done", istream=stream)
+
+
+@functools.cache
+def committer(repo: git.Git) -> str:
+    """Name and address that commits are made under."""
+    return run_git(repo, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]
+
+
+def same_file(repo: git.Git, one: str, other: str, name: str) -> bool:
+    """Whether a file is the same in two commits."""
+    blobs = run_git(repo, "rev-parse", "-q", f"{one}:{name}", f"{other}:{name}", check=False).split()
+    return len(blobs) == 2 and blobs[0] == blobs[1]
+
+
+def data_block(text: str) -> bytes:
+    encoded = text.encode()
+    return b"data %d\n%s\n" % (len(encoded), encoded)
+
+
+def merge_texts(repo: git.Git, ours: str, base: str, theirs: str) -> str | None:
+    """`ours` with the change from `base` to `theirs` applied, or None where the two changes touch the same lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("ours", "base", "theirs")]
+        for path, text in zip(paths, (ours, base, theirs), strict=True):
+            path.write_text(text)
+        try:
+            return run_git(repo, "merge-file", "-p", "-q", *map(str, paths), strip=False)
+        except git.GitCommandError as error:  # the exit code is the number of conflicts; over 127 an error
+            if isinstance(error.status, int) and error.status <= 127:
+                return None
+            raise

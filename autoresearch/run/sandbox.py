@@ -1,0 +1,234 @@
+"""
+The sandbox of a run: from a command to the command line that really runs, with what it may see, write and use up.
+
+    python -m autoresearch.run.sandbox        # say which protections work on this machine
+
+Two layers. bubblewrap, where it is installed and works, decides what a run *sees*: the system and Python read-only, the
+prepared data read-only, its own folder, the GPU; no network, no other process, no home, and of the checkout only
+prepare_data.py. The guard (guard.py), a small process between the loop and the run, decides what it *uses up*:
+processes, memory, disk. It also ends whatever the run started. Without bubblewrap the guard is what remains: it stops
+accidents, not a train.py that sets out to do harm.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import site
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from autoresearch.files import ROOT, data_root
+from autoresearch.run import guard
+from autoresearch.run.guard import GB, folder_use
+from autoresearch.settings import SANDBOX_MODES
+
+INSTALL = "apt install bubblewrap"
+
+PROCESSES = 512  # of one run at a time; compile workers and data loaders are some dozens
+THREADS = 4096  # besides what the machine runs already
+DISK_GB = 5  # written by one run, into its folder and the compile caches
+FILES = 200_000  # in a run's folder
+FREE_GB = 1  # less free disk than this ends a run
+CACHE_GB = 10  # of compile caches kept between runs
+SHM_GB = 2  # of /dev/shm inside bubblewrap
+
+# -----------------------------------------------------------------------------
+# What a run sees
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/sys", "/nix/store", "/run/opengl-driver")
+# Of the kernel's own: root may write here in any namespace, and become the machine's root by it.
+KERNEL = ("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd")
+DEVICES = ("nvidia*", "dri", "kfd", "dxg")
+# In a run's folder, but not the run's to change.
+LOOP_FILES = ("train.py", "run.log", "proposal.json", "proposal.log", "exchange.json")
+
+
+def cache_folders() -> list[Path]:
+    """Compiled kernels: shared between runs on purpose, or every run would compile for half a minute."""
+    return [data_root() / "compile" / name for name in ("inductor", "triton", "cuda")]
+
+
+def environment() -> dict[str, str]:
+    """Variables that a run needs besides those of training.py."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    caches = dict(zip(names, map(str, cache_folders()), strict=True))
+    return {"AUTORESEARCH_DATA_DIR": str(data_root()), **caches}
+
+
+def python_folders() -> list[Path]:
+    """Where this Python and its packages are: a virtual environment, its base, a user's site-packages ..."""
+    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)}
+    prefixes |= {prefix.resolve() for prefix in prefixes} | {Path(sys.executable).resolve().parent.parent}
+    packages = {Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))}
+    libraries = {Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry.startswith("/")}
+    hidden = (Path.home(), ROOT)  # an entry that holds all of these would show them
+    shown = [path for path in packages | libraries if not any(place.is_relative_to(path) for place in hidden)]
+    return [path for path in [*prefixes, *shown] if path.is_dir() and path != Path("/")]
+
+
+def bubblewrap(folder: Path, scale: str) -> list[str]:
+    """bwrap and its arguments: a file system of a run's own, put together from what it needs and nothing else."""
+    read_only = [Path(path) for path in SYSTEM + KERNEL] + [Path("/etc") / name for name in ETC] + python_folders()
+    hidden = {Path.home(), ROOT} - {Path("/"), *read_only}
+    needed = [ROOT / "prepare_data.py", data_root() / scale]
+    views: dict[Path, tuple[str | Path, ...]] = {path: ("--ro-bind-try", path) for path in read_only}
+    views |= dict.fromkeys(hidden, ("--tmpfs",))
+    views |= {path: ("--ro-bind-try", path) for path in needed}
+    views |= {path: ("--bind", path) for path in (folder, *cache_folders())}
+    views |= {Path("/tmp"): ("--bind", folder / "tmp")}  # on disk, so that the disk's limit holds for it
+    views |= {folder / name: ("--ro-bind-try", folder / name) for name in LOOP_FILES}
+    views |= {path: ("--dev-bind-try", path) for pattern in DEVICES for path in Path("/dev").glob(pattern)}
+    in_order = sorted(views, key=lambda path: len(path.parts))  # what is mounted later lies over what is there
+    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "PYTHONUSERBASE": user_base()}
+    if "LD_LIBRARY_PATH" in os.environ:  # which a setuid bwrap would lose
+        variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return [
+        *("bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *("--proc", "/proc", "--dev", "/dev", *shared_memory()),
+        *[str(word) for path in in_order for word in (*views[path], path)],
+        *[str(word) for path in (*hidden, "/dev", "/") for word in ("--remount-ro", path)],
+        *[word for pair in variables.items() for word in ("--setenv", *pair)],
+        *("--chdir", str(folder), "--"),
+    ]
+
+
+def user_base() -> str:
+    """Where `pip install --user` puts packages: named, as HOME is another one inside."""
+    return site.getuserbase()
+
+
+@functools.cache
+def shared_memory() -> list[str]:
+    """A bounded /dev/shm where this bubblewrap can bound it; else the kernel's own bound holds, half the memory."""
+    text = subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+    setuid = os.stat(shutil.which("bwrap") or "bwrap").st_mode & stat.S_ISUID
+    return [*(("--size", str(SHM_GB * GB)) if "--size" in text and not setuid else ()), "--tmpfs", "/dev/shm"]
+
+
+# -----------------------------------------------------------------------------
+# What there is
+
+
+@functools.cache
+def bubblewrap_problem() -> str:
+    """Why bubblewrap can't be used on this machine, or "" if a trial run went well."""
+    if sys.platform != "linux":
+        return "bubblewrap needs Linux"
+    if not shutil.which("bwrap"):
+        return f"bubblewrap is not installed; install it: {INSTALL}"
+    make_folders(cache_folders())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        make_folders([folder / "tmp"])
+        trial = [*bubblewrap(folder, "cpu"), sys.executable, "-I", "-S", "-c", ""]
+        ended = subprocess.run(trial, capture_output=True, text=True)
+    reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    return f"bubblewrap is installed but not allowed to work here ({reason[:150]})" if ended.returncode else ""
+
+
+def mode_problem(mode: str) -> str:
+    """One line that says why the setting `sandbox: mode` cannot be had, or ""."""
+    if mode not in SANDBOX_MODES:
+        return f"`sandbox: {mode}` should be {', '.join(SANDBOX_MODES[:-1])} or {SANDBOX_MODES[-1]}"
+    problem = bubblewrap_problem() if mode == "on" else ""
+    return f"`sandbox: on`, but {problem}" if problem else ""
+
+
+def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = None, runs: int = 1) -> list[str]:
+    """The plain lines that say at the start of a search what a run is kept from, and what not."""
+    limits = make_limits(scale, memory_gb, runs)
+    bounds = (
+        f"{limits['processes']} processes, {limits['memory'] / GB:.0f} GB memory, {limits['disk'] / GB:.0f} GB disk"
+    )
+    if sys.platform != "linux":
+        bounds = f"files of {limits['disk'] / GB:.0f} GB, {limits['disk'] / GB:.0f} GB disk in its folder"
+    guard = f"limits of a run: {bounds}; what it started ends with it"
+    if mode != "off" and not bubblewrap_problem():
+        seen = "sees the system, Python and the data read-only, writes only its own folder and the compile caches"
+        return [f"sandbox: bubblewrap; a run has no network, {seen}", guard]
+    why = "program.md says so" if mode == "off" else bubblewrap_problem()
+    return [f"sandbox: none, as {why}", "a run can read and write what you can, and use the network", guard]
+
+
+# -----------------------------------------------------------------------------
+# Before and after a run
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has, or that its container was given."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = Path("/sys/fs/cgroup") / name
+        text = path.read_text().strip() if path.exists() else ""
+        sizes += [int(text)] if text.isdecimal() else []
+    return min(sizes)
+
+
+def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> dict[str, int]:
+    """What one run may use up, in bytes and numbers. `memory_gb` None: half the machine's, for all `runs`."""
+    memory = int(memory_gb * GB) if memory_gb else machine_memory() // (2 * runs)
+    return {
+        "processes": PROCESSES,
+        "threads": THREADS,
+        "memory": memory,
+        "data": memory if scale == "cpu" else 0,  # as an rlimit too: but CUDA maps far more than it uses
+        "disk": DISK_GB * GB,
+        "files": FILES,
+        "free": FREE_GB * GB,
+    }
+
+
+def command_line(command: list[str], folder: Path, scale: str, mode: str, grace: float, limits: dict) -> list[str]:
+    """What really runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
+    if problem := mode_problem(mode):
+        raise RuntimeError(problem)
+    make_folders([folder / "tmp", *cache_folders()])
+    caches = str(data_root() / "compile")
+    plan = limits | {"parent": os.getpid(), "grace": grace, "folder": str(folder), "caches": caches}
+    inside = bubblewrap(folder, scale) if mode != "off" and not bubblewrap_problem() else []
+    # -I -S: no user's code and no site-packages in the guard, and a start in 30 ms
+    return [sys.executable, "-I", "-S", str(Path(guard.__file__)), json.dumps(plan), *inside, *command]
+
+
+def make_folders(paths: list[Path]) -> None:
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove a run's /tmp, and links, pipes and sockets: who reads the folder later shall not be led elsewhere."""
+    special = ("!", "-type", "f", "!", "-type", "d", "-delete")
+    for command in (["rm", "-rf", str(folder / "tmp")], ["find", str(folder), *special]):  # both bear any depth
+        subprocess.run(command, stderr=subprocess.DEVNULL)
+
+
+def prune_caches(limit: float = CACHE_GB * GB) -> None:
+    """Delete the compile caches' oldest entries until they are within `limit` bytes."""
+    if folder_use(str(data_root() / "compile"))[0] <= limit:
+        return
+    entries = [
+        entry for cache in cache_folders() if cache.is_dir() for entry in cache.iterdir() if not entry.is_symlink()
+    ]
+    sized = sorted((newest(entry), folder_use(str(entry))[0], str(entry)) for entry in entries if entry.is_dir())
+    excess = sum(size for _, size, _ in sized) - limit
+    for _, size, path in sized:
+        if excess > 0:
+            shutil.rmtree(path, ignore_errors=True)  # which goes through no link
+            excess -= size
+
+
+def newest(folder: Path) -> float:
+    """When something was last put into a cache entry; 0 if it is gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
+    return 0.0
+
+
+if __name__ == "__main__":
+    print("\n".join(describe()))

@@ -1,0 +1,129 @@
+"""
+One run: the text of a train.py in, a RunResult out. Knows nothing of git, history or judgement.
+
+The training is a process in a session of its own: nothing that it prints, forks or hangs on can reach the loop, and the
+whole process group is gone when run_process() returns. Its environment holds what a training needs and no secret.
+sandbox.py decides what else it may see, write and use up.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autoresearch.files import ROOT
+from autoresearch.nouns import RunResult
+from autoresearch.process import GRACE, Ended, run_process
+from autoresearch.run import sandbox
+from autoresearch.text import last_lines
+
+SAFE_VARIABLES = re.compile(
+    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|AUTORESEARCH_\w+"
+    r"|CUDA_\w+|NVIDIA_\w+|(PY)?TORCH(INDUCTOR)?_\w+|TRITON_\w+|OMP_\w+|MKL_\w+"
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is made, whatever it trains."""
+
+    scale: str
+    seed: int
+    kill_after: float  # seconds of wall-clock time
+    sandbox: str = "auto"  # the setting
+    memory_gb: float | None = None  # of the machine; None: a share of half of it
+    runs_at_once: int = 1  # that share the machine
+    environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
+    limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
+
+
+# -----------------------------------------------------------------------------
+# What a training printed
+
+
+def parse_summary(text: str) -> dict[str, float]:
+    """The `name: number` lines after the last --- line."""
+    *before, summary = re.split(r"^---\r?$", text, flags=re.MULTILINE)
+    pairs = re.findall(r"^(\w+):\s+(\S+)$", summary, re.MULTILINE) if before else []
+    return {name: float(value) for name, value in pairs if re.fullmatch(r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|nan|inf)", value)}
+
+
+def find_error(tail: str) -> str:
+    """The line that names the exception, or else the last line."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt|Warning)\b", line)]
+    return (named or lines or ["no output"])[-1][:300]
+
+
+def parse_progress(tail: str) -> str:
+    """The latest complete progress line of train.py, without its padding."""
+    return tail.rpartition("\n")[2].rpartition("\r")[2].strip()
+
+
+def parse_losses(log: str, points: int = 12) -> list[tuple[float, float]]:
+    """(percent of the budget, loss) at about as many points of a training, evenly spaced, the last included."""
+    steps = re.findall(r"\| +(\d+\.\d) % \| loss (\d+\.\d+)", log)
+    every = max(1, len(steps) // points)
+    return [(float(percent), float(loss)) for percent, loss in steps[::-1][::every][::-1]]
+
+
+# -----------------------------------------------------------------------------
+# One training
+
+
+def safe_environment(scale: str, seed: int) -> dict[str, str]:
+    """The variables that a training may see: a list of what is let through, so that no secret is forgotten."""
+    env = {name: value for name, value in os.environ.items() if SAFE_VARIABLES.fullmatch(name)}
+    own = {
+        "AUTORESEARCH_SCALE": scale,
+        "AUTORESEARCH_SEED": str(seed),
+        "PYTHONPATH": str(ROOT),  # where prepare_data.py is
+        "PYTHONUNBUFFERED": "1",
+    }
+    return env | sandbox.environment() | own
+
+
+def run_training(
+    source: str,
+    folder: Path,
+    options: RunOptions,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> RunResult:
+    """Train the text `source` once; train.py and run.log are left in `folder`."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    sandbox.tidy(folder)  # of an earlier run, whose loop was killed
+    (folder / "train.py").write_text(source)
+    command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
+    limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
+    ended = run_process(
+        sandbox.command_line(command, folder, options.scale, options.sandbox, GRACE, limits),
+        folder,
+        safe_environment(options.scale, options.seed) | options.environment,
+        folder / "run.log",
+        options.kill_after,
+        should_stop,
+        lambda tail: on_progress(parse_progress(tail)),
+        grace=GRACE + 5,  # of the guard, which gives the run GRACE seconds and then needs a moment
+    )
+    sandbox.tidy(folder)
+    sandbox.prune_caches()
+    return read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
+
+
+def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
+    """What a training's end and log say."""
+    summary, tail = parse_summary(ended.tail), last_lines(ended.tail)
+    result = RunResult("ok", ended.seconds, summary=summary, tail=tail, losses=parse_losses(log))
+    if ended.how == "timeout":
+        return replace(result, status="timeout", error=f"killed after {kill_after:.0f} s")
+    if ended.how == "stopped":
+        return replace(result, status="interrupted", error="stopped before it was done")
+    if ended.code != 0:
+        return replace(result, status="crash", error=find_error(tail))
+    if "val_bpb" not in summary:
+        return replace(result, status="crash", error="it ended without a val_bpb line")
+    return replace(result, val_bpb=summary["val_bpb"], memory_gb=summary.get("peak_vram_mb", 0.0) / 1024)

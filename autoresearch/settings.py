@@ -1,0 +1,185 @@
+"""
+The settings: the front matter of program.md, YAML between two --- lines. Unknown or ill-typed keys are refused by name.
+
+    python -m autoresearch.settings > docs/settings.md     # the page of all settings, from the definitions below
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+SANDBOX_MODES = ("auto", "on", "off")
+
+# -----------------------------------------------------------------------------
+# Definitions
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A field of a settings class: its default, and what docs/settings.md says of it."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Prices:
+    """US dollars per million tokens."""
+
+    input: float = setting(4.0, "new input")
+    output: float = setting(20.0, "output, thinking included")
+    cache_read: float = setting(0.2, "input read from the API's cache")
+    cache_write: float = setting(8.0, "input written to the API's cache")
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """When a change is kept. Probabilities are of the candidate being truly better than the best."""
+
+    keep_at_once: float = setting(0.8, "probability of a true gain at which one run is enough for a keep")
+    keep_at_last: float = setting(
+        0.7, "less probable than this: dropped. In between: another run. What `max_runs` together have to reach"
+    )
+    max_runs: int = setting(2, "runs of one candidate, each on its own seed")
+    baseline_repeats: int = setting(2, "further runs of the baseline: they measure the noise")
+    confirm_runs: int = setting(3, "runs of the best on fresh seeds before a session ends")
+    simpler_lines: int = setting(5, "a change that removes so many more lines of code than it adds is a simplification")
+    equal: float = setting(1.0, "a simplification may be worse by so many times the noise")
+    suspicious_gain: float = setting(
+        0.03, "share of val_bpb. A larger gain is more than one change can do: measured on two seeds and flagged"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that program.md can set."""
+
+    model: str = setting("claude-opus-5-5", "the model of `--proposer anthropic`")
+    effort: str = setting("high", "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks")
+    max_turns: int = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
+    repairs: int = setting(2, "how often an experiment that crashed by a slip goes back to be mended")
+    plateau: int = setting(12, "experiments without a keep after which the model is told that it is on a plateau")
+    max_refusals: int = setting(3, "proposals in a row that the model declines; then the search ends")
+    max_cost: float | None = setting(
+        None, "US dollars of API use in all. The session ends before a proposal that could pass it. null: no cap"
+    )
+    prices: Prices = setting(Prices(), "US dollars per million tokens. Check them when you change the model")
+    proposal_timeout: float = setting(1800.0, "seconds for one proposal")
+    look_ahead: int | None = setting(
+        None, "proposals that may wait for a slot. null: as few as keep the slots busy. 0: strictly one after the other"
+    )
+    kill_after: float | None = setting(
+        None, "seconds of wall-clock time for one run. null: twice the budget, at least the budget + 180"
+    )
+    memory_limit_gb: float | None = setting(
+        None, "GB. A run whose peak memory on the device is larger is dropped. null: no limit"
+    )
+    memory_gb: float | None = setting(
+        None, "GB of the machine's memory for one run. null: half of it, for all slots together"
+    )
+    sandbox: str = setting(
+        "auto", "`auto`: bubblewrap where it works. `on`: bubblewrap, or the search does not start. `off`: never"
+    )
+    keep: KeepRule = setting(KeepRule(), "when a change is kept: [judging.md](judging.md)")
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+
+def read_settings(cls: Any, values: Any, where: str) -> Any:
+    """A dataclass of settings from parsed YAML. Raises ValueError that names an unknown key or a wrong type."""
+    if values is None:
+        return cls()
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the front matter'} is not a list of `key: value` lines")
+    types = typing.get_type_hints(cls)
+    checked = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in types:
+            raise ValueError(f"unknown key `{name}`; known are: {', '.join(types)}")
+        nested = dataclasses.is_dataclass(types[key])
+        checked[key] = (
+            read_settings(types[key], value, f"{name}.") if nested else checked_value(name, types[key], value)
+        )
+    return cls(**checked)
+
+
+def checked_value(name: str, kind: Any, value: Any) -> Any:
+    """The value of a key, if it is of the key's type and no number below zero. Raises ValueError."""
+    allowed = typing.get_args(kind) or (kind,)
+    accepted = (*allowed, int) if float in allowed else allowed
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        expected = " or ".join("null" if each is type(None) else each.__name__ for each in allowed)
+        raise ValueError(f"`{name}: {value}` should be {expected}")
+    if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}: {value}` should be 0 or more")
+    return value
+
+
+def parse_program(text: str) -> tuple[Settings, str]:
+    """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid."""
+    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
+    if not match:
+        return Settings(), text
+    try:
+        values = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, dict) and isinstance(values.get("sandbox"), bool):  # on and off are booleans to YAML
+        values["sandbox"] = "on" if values["sandbox"] else "off"
+    settings = read_settings(Settings, values, "")
+    for name, choices in (("effort", EFFORTS), ("sandbox", SANDBOX_MODES)):
+        if (value := getattr(settings, name)) not in choices:
+            raise ValueError(f"`{name}: {value}` should be {', '.join(choices[:-1])} or {choices[-1]}")
+    return settings, text[match.end() :]
+
+
+def flat(settings: Settings) -> dict[str, object]:
+    """Settings by their dotted names."""
+    parts = dataclasses.asdict(settings).items()
+    nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}
+    return {name: value for name, value in parts if not isinstance(value, dict)} | nested
+
+
+# -----------------------------------------------------------------------------
+# The page
+
+
+def table(cls: Any = Settings, prefix: str = "") -> list[str]:
+    """A line of docs/settings.md for each setting, nested ones behind their own."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(field.default)
+        default = (
+            ""
+            if nested
+            else "null"
+            if field.default is None
+            else f"{field.default:g}"
+            if isinstance(field.default, float)
+            else f"{field.default}"
+        )
+        lines.append(f"| `{prefix}{field.name}` | {default} | {field.metadata['meaning']} |")
+        lines += table(type(field.default), f"{field.name}.") if nested else []
+    return lines
+
+
+PAGE = """# Settings
+
+The front matter of `program.md`, between two `---` lines, as YAML. All keys have defaults. The file is read again
+before every proposal, so you can edit it while a search runs: a change is logged, and a file that is not valid changes
+nothing until it is mended. Nothing in it needs a commit. An unknown key or a wrong type is refused by name.
+
+This page is written by `python -m autoresearch.settings` from the definitions in `autoresearch/settings.py`.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+if __name__ == "__main__":
+    print(PAGE + "\n".join(table()))

@@ -1,0 +1,45 @@
+"""autoresearch/data/documents.py: real files."""
+
+from data_helpers import write_parquet
+
+from autoresearch.data.documents import DOCUMENT_CHARS, documents, read_documents, source_files
+from autoresearch.data.download import PINNED_VAL_FILE
+
+
+def test_validation_documents_are_never_training_documents(texts, tmp_path):
+    files = [
+        write_parquet(tmp_path / "a.parquet", [*texts[:300], *texts[:50], "", " \n", None]),
+        write_parquet(tmp_path / "b.parquet", texts[200:400]),
+    ]
+    train, val = list(documents(files, "train")), list(documents(files, "val"))
+    assert sorted(train + val) == sorted(texts[:400])
+    assert 5 < len(val) < 40
+    # The side of a document does not depend on what else there is.
+    assert set(documents(files[1:], "val")) == set(val) & set(texts[200:400])
+
+
+def test_pinned_validation_file(texts, tmp_path):
+    write_parquet(tmp_path / PINNED_VAL_FILE, [*texts[:100], texts[0]])
+    write_parquet(tmp_path / "a.parquet", texts[50:400])
+    files = source_files(str(tmp_path), 0, 1, tmp_path)
+    assert list(documents(files, "val")) == texts[:100]
+    assert list(documents(files, "train")) == texts[100:400]
+
+
+def test_plain_text_and_json_lines(tmp_path):
+    lines = "".join(f"line {i} äöü\n" for i in range(20_000)) + "x" * 100_000
+    (tmp_path / "a.txt").write_text(lines)
+    pieces = list(read_documents(tmp_path / "a.txt"))
+    assert "".join(pieces) == lines and max(map(len, pieces)) <= DOCUMENT_CHARS
+    assert all(piece.endswith("\n") for piece in pieces[:3])
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "half a pair \\ud800"}\n')
+    assert list(read_documents(tmp_path / "b.jsonl")) == ["one", "half a pair ?"]
+    assert len(source_files(str(tmp_path), 0, 1, tmp_path)) == 2
+
+
+def test_endless_document(tokenizer, tmp_path):
+    text = "x" + " " * 1_000_000 + "x"  # in one piece it overflows the stack of tiktoken's regular expression
+    files = [write_parquet(tmp_path / "a.parquet", [text])]
+    pieces = list(documents(files, "train")) + list(documents(files, "val"))
+    assert "".join(pieces) == text
+    assert "".join(tokenizer.decode(tokenizer.encode(piece)) for piece in pieces) == text

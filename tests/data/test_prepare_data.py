@@ -1,0 +1,82 @@
+"""prepare_data.py as train.py sees it: environment, batches and the clock. The metric has a file of its own."""
+
+import itertools
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import assert_refused, command
+
+import prepare_data
+from prepare_data import MAX_SEQ_LEN, make_dataloader
+
+
+@pytest.mark.parametrize(("name", "value"), [("AUTORESEARCH_SCALE", "b200"), ("AUTORESEARCH_SEED", "x")])
+def test_bad_environment(name, value):
+    assert_refused(command(env=os.environ | {name: value}), f"{name}={value}")
+
+
+# -----------------------------------------------------------------------------
+# Batches
+
+
+def test_batches(tokenizer):
+    loader = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
+    again = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
+    rows = prepare_data.load_rows("train")
+    for number in range(3):
+        inputs, targets, epoch = next(loader)
+        assert inputs.shape == targets.shape == (8, MAX_SEQ_LEN) and epoch == 1
+        assert inputs.dtype == targets.dtype == torch.int64
+        expected = torch.tensor(rows[8 * number : 8 * number + 8].astype(np.int64))
+        assert torch.equal(inputs.cpu(), expected[:, :-1]) and torch.equal(targets.cpu(), expected[:, 1:])
+        assert torch.equal(inputs, next(again)[0])
+
+
+@pytest.mark.parametrize("T", [MAX_SEQ_LEN, MAX_SEQ_LEN // 4])
+def test_epochs_and_shorter_rows(tokenizer, T):
+    rows = prepare_data.load_rows("val")
+    B = 100
+    per_epoch = len(rows) * (MAX_SEQ_LEN // T) // B
+    batches = list(itertools.islice(make_dataloader(tokenizer, B, T, "val"), 2 * per_epoch + 1))
+    assert [epoch for _, _, epoch in batches] == [1] * per_epoch + [2] * per_epoch + [3]
+    targets = torch.cat([targets for _, targets, _ in batches[:per_epoch]]).cpu().numpy()
+    expected = rows[:, 1:].reshape(-1, T)[: len(targets)]
+    assert targets.shape == (per_epoch * B, T) and np.array_equal(targets, expected)
+    assert torch.equal(batches[0][1], batches[per_epoch][1])
+
+
+def test_impossible_batches(tokenizer):
+    for B, T in ((1, 100), (1, 2 * MAX_SEQ_LEN), (10_000, MAX_SEQ_LEN)):
+        with pytest.raises(AssertionError, match=r"T=|B="):
+            next(make_dataloader(tokenizer, B, T, "val"))
+
+
+# -----------------------------------------------------------------------------
+# The clock of the cpu scale
+
+
+def busy(seconds: float) -> float:
+    """Work for so much CPU time. Returns what the training clock says that it was."""
+    before, until = prepare_data.training_clock(), time.process_time() + seconds
+    while time.process_time() < until:
+        prepare_data.training_clock()
+    return prepare_data.training_clock() - before
+
+
+def test_the_clock_counts_work_and_no_waiting():
+    worked, before = busy(1.0), prepare_data.training_clock()
+    time.sleep(0.5)
+    assert prepare_data.training_clock() - before < 0.2
+    assert 0.02 < worked < 20  # of a machine that much slower or faster than the one that a second is named after
+    readings = [prepare_data.training_clock() for _ in range(1000)]
+    assert readings == sorted(readings)
+
+
+def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
+    normal = busy(1.0)
+    monkeypatch.setattr(prepare_data, "PACE_SECONDS", prepare_data.PACE_SECONDS / 3)
+    prepare_data.pace["looked"] = -1.0
+    assert busy(1.0) == pytest.approx(normal / 3, rel=0.5)

@@ -1,0 +1,221 @@
+"""Nothing is lost: the loop is killed at random instants, its files are damaged, the disk fills up; it goes on."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from loop_helpers import (
+    append,
+    check_invariants,
+    git,
+    make_repository,
+    processes_in,
+    proposer_script,
+    rows_of,
+    run_loop,
+    set_level,
+    start_loop,
+)
+
+from autoresearch.row import row_line
+
+# Two seconds of "training", and numbers to change.
+TRAIN = """
+import json, math, os, time
+A = 0.3
+B = 0.5
+C = 7.0
+time.sleep(2)
+LEVEL = 2.0 + 0.1 * (A + B) + 0.01 * C
+print(f"\\n---\\nval_bpb:          {LEVEL:.6f}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0")
+record = json.load(open(os.environ["AUTORESEARCH_DATA_DIR"] + "/cpu/stub_record.json"))
+record |= {"val_bpb": LEVEL, "nats": LEVEL * record["bytes"] * math.log(2)}
+open("record.json", "w").write(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def repo(tmp_path, prepared):
+    return make_repository(tmp_path / "repo")
+
+
+# -----------------------------------------------------------------------------
+# Chaos
+
+
+def kill_at_random(folder, kills: int, seed: int, longest: float = 6.0) -> None:
+    """Start the loop so many times and kill it within `longest` seconds, now and then politely; then let it end."""
+    rng, options = random.Random(seed), ("--proposer", "constants", "--slots", str(seed))
+    program = (folder / "program.md").read_text()
+    (folder / "program.md").write_text(program.replace("baseline_repeats: 2", "baseline_repeats: 0"))
+    git(folder, "commit", "-qam", "one run of the baseline")
+    for _ in range(kills):
+        loop = start_loop(folder, "--experiments", "1000", *options)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            loop.communicate(timeout=rng.uniform(0.3, longest))
+        loop.send_signal(rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]))
+        loop.communicate(timeout=60)
+    before = rows_of(folder)
+    done = run_loop(folder, "--experiments", str(len(before) + 2), *options)
+    assert done.returncode == 0, done.stderr
+    assert [row_line(row) for row in rows_of(folder)][: len(before)] == [row_line(row) for row in before]
+    check_invariants(folder)
+
+
+def test_chaos_in_small(tmp_path, prepared):
+    folder = make_repository(tmp_path / "repo", TRAIN, serial=False)
+    kill_at_random(folder, 2, seed=2, longest=3)
+
+
+@pytest.mark.slow
+def test_chaos(tmp_path, prepared):
+    """A hundred kills, in four repositories at once: a fake training takes no processor."""
+    folders = [make_repository(tmp_path / f"repo{n}", TRAIN, serial=False) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(kill_at_random, folders, [25] * 4, range(1, 5)))
+    counts = [len(rows_of(folder)) for folder in folders]
+    assert sum(counts) > 20, counts
+    print(f"100 kills, {sum(counts)} experiments, none lost, none twice")
+
+
+# -----------------------------------------------------------------------------
+# Damage between two sessions
+
+
+@pytest.fixture
+def searched(repo):
+    """A search of three experiments, the last of them discarded."""
+    edits = [set_level(1.9), set_level(1.8), set_level(1.85)]
+    run_loop(repo, "--experiments", "3", "--command", proposer_script(repo, edits))
+    return repo
+
+
+def damage_line(folder):
+    text = (folder / "results.tsv").read_text()
+    (folder / "results.tsv").write_text(text.replace("\tlevel to 1.8", "\x00\x00", 1))
+
+
+def lose_line(folder):
+    lines = (folder / "results.tsv").read_text().splitlines(keepends=True)
+    (folder / "results.tsv").write_text("".join(lines[:2] + lines[3:]))
+
+
+def double_line(folder):
+    lines = (folder / "results.tsv").read_text().splitlines(keepends=True)
+    (folder / "results.tsv").write_text("".join([*lines, lines[-1]]))
+
+
+def leave_locks(folder):
+    for name in ("index.lock", "refs/heads/autoresearch/t.lock"):
+        path = folder / ".git" / name
+        path.touch()
+        os.utime(path, (0, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_line,
+        lose_line,
+        double_line,
+        leave_locks,
+        lambda folder: (folder / "results.tsv").unlink(),
+        lambda folder: shutil.rmtree(folder / "runs/t"),
+        lambda folder: shutil.rmtree(folder / "runs"),
+        lambda folder: (folder / "runs/t/journal.jsonl").write_text('{"event": "run", "numb'),
+        lambda folder: [shutil.rmtree(folder / "runs/t"), (folder / "results.tsv").unlink()],
+    ],
+    ids=["damaged", "lost", "double", "locks", "table", "runs_t", "runs", "journal", "all"],
+)
+def test_damage_is_mended(searched, damage):
+    before = [row_line(row) for row in rows_of(searched)]
+    damage(searched)
+    done = run_loop(searched, "--experiments", "4", "--command", proposer_script(searched, [set_level(1.7)]))
+    assert done.returncode == 0, done.stderr
+    after = [row_line(row) for row in rows_of(searched)]
+    assert after[:-1] == before and after[-1].split("\t")[5] == "4"
+    check_invariants(searched)
+
+
+@pytest.mark.slow
+def test_the_lock_of_a_killed_loop_is_taken_over(repo):
+    command = proposer_script(repo, ["touch thinking; sleep 600"])
+    first = start_loop(repo, "--experiments", "3", "--command", command)
+    while not (repo / "runs/t/proposals/0001/work/thinking").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.kill()
+    first.communicate()
+    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    assert f"(process {first.pid} on {os.uname().nodename}) ended without a word" in done.stdout
+    again = run_loop(repo, "--experiments", "1", "--command", "false")
+    assert "without a word" not in again.stdout
+
+
+def test_a_loop_on_another_machine_is_respected(repo):
+    (repo / "runs").mkdir()
+    (repo / "runs/lock").write_text("17 on elsewhere")
+    done = run_loop(repo, "--experiments", "1", "--command", "false")
+    assert done.returncode == 2 and "another loop runs in this folder (process 17 on elsewhere)" in done.stderr
+
+
+# -----------------------------------------------------------------------------
+# Damage while it runs
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_run_folder_deleted_in_mid_run_is_no_result(repo):
+    sleeping = append("import time; time.sleep(3)", "sleeps")
+    loop = start_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [sleeping]))
+    wait_until(lambda: processes_in(repo / "runs/t/0001/seed42"), loop)
+    shutil.rmtree(repo / "runs/t/0001", ignore_errors=True)
+    out, err = loop.communicate(timeout=120)
+    assert loop.returncode == 0, err
+    assert "runs again: its folder is gone" in out
+    assert [row.status for row in rows_of(repo)] == ["keep", "discard"]
+    check_invariants(repo)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that has a little more room than the loop wants, where this machine lets one be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400M", "none", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_waited_for(small_disk, prepared):
+    repo = make_repository(small_disk / "repo")
+    slow = append("import time; time.sleep(3); open('big', 'wb').write(b'0' * 10**6)", "writes")
+    loop = start_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [slow]))
+    wait_until(lambda: processes_in(repo / "runs/t/0001/seed42"), loop)
+    with open(small_disk / "filler", "wb") as filler:  # until next to nothing is left
+        os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(small_disk).free - 100_000)
+    wait_until(lambda: not processes_in(repo / "runs/t/0001/seed42"), loop)
+    time.sleep(1)  # nothing shall happen
+    assert len(rows_of(repo)) == 1 and loop.poll() is None
+    (small_disk / "filler").unlink()
+    out, err = loop.communicate(timeout=120)
+    assert loop.returncode == 0, out + err
+    assert "waiting: less than 1.25 GB" in out and "runs again" in out
+    assert [row.status for row in rows_of(repo)] == ["keep", "discard"], out
+    check_invariants(repo)

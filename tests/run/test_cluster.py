@@ -1,0 +1,274 @@
+"""Runs on a real Ray cluster of several nodes on this machine: its nodes die, hold other data, or have no room."""
+
+import dataclasses
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from loop_helpers import ROOT, STUB, append, check_invariants, make_repository, proposer_script, rows_of, start_loop
+
+import prepare_data
+from autoresearch.files import RECORD
+from autoresearch.judge import measurement
+from autoresearch.run import cluster
+from autoresearch.run.training import RunOptions, run_training
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]  # one cluster, in one process
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """Where the nodes' runs have their folders, and Ray its sockets: of these the path must not be long."""
+    with tempfile.TemporaryDirectory(prefix="ar-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def machines(prepared, scratch):
+    """A cluster whose head has no CPU but two (pretended) GPUs to offer, and one node with a CPU; we are connected."""
+    from ray.cluster_utils import Cluster
+
+    patch, machines = pytest.MonkeyPatch(), Cluster()
+    patch.setenv("AUTORESEARCH_RECORD", RECORD)
+    patch.setenv("AUTORESEARCH_STEPS", "2")
+    patch.setenv("TMPDIR", str(scratch))
+    try:
+        machines.add_node(**NODE | {"num_cpus": 0, "num_gpus": 2}, include_dashboard=False)
+        machines.add_node(**NODE)
+        assert cluster.connect(machines.address, "cpu") == 1
+        yield machines
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+        patch.undo()
+
+
+@pytest.fixture
+def run(machines, tmp_path):
+    def run_source(source, **options):
+        callbacks = {name: options.pop(name) for name in ("should_stop", "on_progress", "say") if name in options}
+        made = RunOptions(**{"scale": "cpu", "seed": 7, "kill_after": 60} | options)
+        fingerprint = prepare_data.read_meta()["fingerprint"]
+        return cluster.run_on_cluster(source, tmp_path / "run", made, expected_fingerprint=fingerprint, **callbacks)
+
+    return run_source
+
+
+@pytest.fixture
+def nap() -> str:
+    """Seconds for `sleep` that no other process has as its argument, so that it can be told by them."""
+    return f"{600 + random.random():.9f}"
+
+
+def sleeping(nap: str) -> bool:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_text())
+        except OSError:  # it ended meanwhile
+            continue
+    return f"sleep\0{nap}\0" in lines
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def sleeper(nap: str) -> str:
+    """A train.py that sleeps in a child process of its own, deaf to SIGTERM."""
+    return f"import signal, subprocess\nsignal.signal(15, signal.SIG_IGN)\nsubprocess.run(['sleep', '{nap}'])\n"
+
+
+def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
+    source = "import os\nprint('priority', os.nice(0))" + STUB
+    here, there = run_training(source, tmp_path / "here", RunOptions("cpu", 7, 60)), run(source)
+    assert dataclasses.replace(there, seconds=0) == dataclasses.replace(here, seconds=0)
+    for name in ("train.py", "run.log"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "here" / name).read_text()
+
+
+def test_a_training_on_a_node_passes_the_audit(run, tmp_path):
+    shown = []
+    result = run((ROOT / "train.py").read_text(), kill_after=120, on_progress=shown.append)
+    record, expected = measurement.read_record(tmp_path / "run"), measurement.measure_expected()
+    assert measurement.check_result(result.summary, record, expected, measurement.LIMITS["cpu"], result.seconds) == ""
+    assert (result.status, result.summary["num_steps"]) == ("ok", 2)
+    assert shown[0] == "waiting for a node" and f" | on node {os.uname().nodename} (" in shown[-1]
+    assert any(line.startswith("step ") for line in shown)
+
+
+def test_a_traceback_comes_back(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RECORD).write_text("of an earlier run")
+    result = run("print('step 1')\n1 / 0\n")
+    assert (result.status, result.error) == ("crash", "ZeroDivisionError: division by zero")
+    assert "Traceback" in (tmp_path / "run/run.log").read_text()
+    assert not (tmp_path / "run" / RECORD).exists()
+
+
+def test_the_time_limit_holds_on_the_node(run, nap):
+    result = run(sleeper(nap), kill_after=2)
+    assert (result.status, result.error) == ("timeout", "killed after 2 s")
+    assert not sleeping(nap)
+
+
+def test_a_stop_ends_the_run_on_its_node_and_frees_it(run, nap):
+    result = run(sleeper(nap), should_stop=lambda: sleeping(nap))
+    assert result.status == "interrupted" and not sleeping(nap)
+    assert run(STUB).val_bpb == 2.0
+
+
+def test_a_run_waits_for_room_and_can_be_stopped_there(run, nap, tmp_path):
+    stop, shown = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, sleeper(nap), should_stop=stop.is_set)
+        wait_for(lambda: sleeping(nap))
+        began = time.monotonic()
+        options = {"should_stop": lambda: time.monotonic() > began + 2, "on_progress": shown.append}
+        second = run(STUB, folder=tmp_path / "second", **options)
+        stop.set()
+        assert (second.status, first.result().status) == ("interrupted", "interrupted")
+    assert shown == ["waiting for a node"]
+
+
+def test_a_run_whose_node_dies_begins_again_on_another(run, machines, nap, tmp_path):
+    begun, said = tmp_path / "begun", []
+    source = f"import os\nif not os.path.exists('{begun}'):\n    open('{begun}', 'w')\n"
+    source += "".join(f"    {line}\n" for line in sleeper(nap).splitlines()) + STUB
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(run, source, sandbox="off", say=said.append)
+        wait_for(lambda: sleeping(nap))
+        [node] = machines.worker_nodes
+        machines.remove_node(node, allow_graceful=False)  # SIGKILL; the run has no other node to go to
+        wait_for(lambda: said)
+        machines.add_node(**NODE)
+        assert (result.result().status, result.result().val_bpb) == ("ok", 2.0)
+    assert len(said) == 1 and f"({node.node_id[:8]}) was lost (NodeDiedError); the run begins again" in said[0]
+    assert not sleeping(nap)
+
+
+def test_a_run_that_takes_its_worker_down_again_and_again_is_a_crash(run, scratch):
+    said = []
+    kill = "import os\nguard = open(f'/proc/{os.getppid()}/stat').read()\nos.kill(int(guard.split()[3]), 9)\n"
+    result = run(kill + STUB, sandbox="off", say=said.append)
+    assert result.status == "crash" and "WorkerCrashedError" in result.error
+    assert len(said) == cluster.MAX_LOSSES - 1
+    wait_for(lambda: run(STUB).status == "ok" and not list(scratch.glob("autoresearch-run-*")))  # it tidies up
+
+
+def test_a_node_with_other_data_is_named_while_the_others_go_on(run, machines, prepared, monkeypatch, nap, tmp_path):
+    data, stop = tmp_path / "data/cpu", threading.Event()
+    shutil.copytree(prepared, data)
+    with open(data / "train.bin", "ab") as file:
+        file.write(b"more")
+    with ThreadPoolExecutor(1) as pool:
+        honest = pool.submit(run, sleeper(nap), should_stop=stop.is_set)
+        wait_for(lambda: sleeping(nap))
+        monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(data.parent))
+        odd = machines.add_node(**NODE)
+        name = rf"^node \S+ \({odd.node_id[:8]}\) has "
+        try:
+            with pytest.raises(
+                cluster.ClusterError, match=name + rf"other data in {data} \(fingerprint \w+, not \w+\);"
+            ):
+                run(STUB, folder=tmp_path / "odd")
+            (data / "train.bin").unlink()
+            with pytest.raises(cluster.ClusterError, match=name + rf"no prepared data: {data}/train.bin is missing;"):
+                run(STUB, folder=tmp_path / "odd")
+            assert sleeping(nap)
+        finally:
+            stop.set()
+            machines.remove_node(odd)
+        assert honest.result().status == "interrupted"
+
+
+def test_each_run_on_a_gpu_node_has_a_gpu_of_its_own(run, prepared, tmp_path):
+    shutil.copytree(prepared, prepared.parent / "h100")
+    source = "import os, time\ntime.sleep(2)\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    assert cluster.count_slots("h100") == 2
+    with ThreadPoolExecutor(2) as pool:
+        options = [{"scale": "h100", "folder": tmp_path / name} for name in ("a", "b")]
+        results = list(pool.map(lambda option: run(source, **option), options))
+    shutil.rmtree(prepared.parent / "h100")
+    assert sorted(result.tail[:1] for result in results) == ["0", "1"]
+
+
+def test_an_evaluator_that_was_changed_on_a_node_is_noticed(run):
+    result = run("import os; raise SystemExit(os.environ['PYTHONPATH'])", sandbox="off")
+    sent = Path(result.tail.splitlines()[-1], "prepare_data.py")
+    text = sent.read_text()
+    assert text == (ROOT / "prepare_data.py").read_text() and sent.parent != ROOT
+    sent.write_text(text + "# mine\n")
+    with pytest.raises(cluster.ClusterError, match=f"{sent} was changed there"):
+        run(STUB)
+    sent.write_text(text)
+    assert run(STUB).status == "ok"
+
+
+def test_what_a_task_raises_is_one_line_with_its_node(run):
+    with pytest.raises(
+        cluster.ClusterError, match=r"^node \S+ \(\w+\): RuntimeError: `sandbox: sometimes` should be auto"
+    ):
+        run(STUB, sandbox="sometimes")
+
+
+def test_a_run_ends_when_the_loop_is_killed(machines, nap, tmp_path):
+    fingerprint = prepare_data.read_meta()["fingerprint"]
+    (tmp_path / "train.py").write_text(sleeper(nap))
+    code = f"""
+import pathlib
+from autoresearch.run import cluster
+from autoresearch.run.training import RunOptions
+cluster.connect("{machines.address}", "cpu")
+source, folder = pathlib.Path("{tmp_path}/train.py").read_text(), pathlib.Path("{tmp_path}/run")
+cluster.run_on_cluster(source, folder, RunOptions("cpu", 7, 60, sandbox="off"), expected_fingerprint="{fingerprint}")
+"""
+    loop = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_for(lambda: sleeping(nap))
+    loop.kill()
+    loop.wait()
+    wait_for(lambda: not sleeping(nap))
+
+
+def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
+    repo = make_repository(tmp_path / "repo")
+    other = machines.add_node(**NODE)
+    edits = [append(f"import time; time.sleep(5); N = {number}", f"sleeps {number}") for number in range(4)]
+    options = ("--experiments", "4", "--ray", machines.address, "--command", proposer_script(repo, edits))
+    loop = start_loop(repo, *options, env={"PYTHONUNBUFFERED": "1"})
+    try:
+        wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists(), 120)
+        wait_for(lambda: len(list(scratch.glob("autoresearch-run-*/run.log"))) == 2)  # one on each node
+        machines.remove_node(other, allow_graceful=False)
+        out, err = loop.communicate(timeout=180)
+    finally:
+        loop.kill()
+    assert loop.returncode == 0, out + err
+    assert "scale cpu | 2 slots" in out and "was lost (NodeDiedError); the run begins again" in out, out
+    assert len(rows_of(repo)) == 5 and {row.status for row in rows_of(repo)[1:]} == {"discard"}, out
+    check_invariants(repo)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_an_address_without_a_cluster_is_one_line(address, tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")  # left by a cluster that was killed
+    command = [sys.executable, "-c", f"from autoresearch.run import cluster; cluster.connect('{address}', 'cpu')"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    message = f"error: --ray {address}: no cluster at 127.0.0.1:1 (Connection refused); begin: ray start --head\n"
+    assert (ended.returncode, ended.stderr) == (2, message)

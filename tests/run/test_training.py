@@ -1,0 +1,124 @@
+"""One run: real processes that hang, fork, shout, crash and look for secrets, with bubblewrap and without."""
+
+import math
+import random
+import sys
+import time
+
+import pytest
+from run_helpers import GOOD, inside, sleepers
+
+from autoresearch import process
+from autoresearch.run import training
+from autoresearch.run.training import RunOptions, parse_progress, parse_summary, run_training
+from autoresearch.text import last_lines
+
+
+@pytest.fixture(params=[inside, "off"])
+def run(tmp_path, monkeypatch, request):
+    monkeypatch.setattr(training, "GRACE", 0.5)
+
+    def run_source(source, kill_after=60, **callbacks):
+        return run_training(source, tmp_path / "run", RunOptions("cpu", 7, kill_after, request.param), **callbacks)
+
+    return run_source
+
+
+@pytest.fixture
+def nap() -> str:
+    """Seconds for `sleep` that no other process has as its argument, so that it can be told by them."""
+    return f"{600 + random.random():.9f}"
+
+
+def test_a_number_comes_back(run):
+    result = run("print('noise\\n---\\nval_bpb: 9\\n' + 'x' * 100)\n" + GOOD)
+    assert (result.status, result.val_bpb, result.memory_gb) == ("ok", 1.5, 1.0)
+
+
+def test_a_crash_names_its_exception(run, tmp_path):
+    result = run("print('step 1')\n1 / 0\n")
+    assert (result.status, result.error) == ("crash", "ZeroDivisionError: division by zero")
+    assert "Traceback" in result.tail and math.isnan(result.val_bpb)
+    assert (tmp_path / "run/run.log").read_text().startswith("step 1\n")
+
+
+def test_a_nan_is_handed_on_as_it_is(run):
+    assert math.isnan(run("print('---\\nval_bpb: nan')").val_bpb)
+
+
+@pytest.mark.parametrize("source", ["import sys; sys.exit(0)", "print('val_bpb: 1.0')", "print('---\\nval_bpb: low')"])
+def test_no_summary_is_a_crash(run, source):
+    result = run(source)
+    assert (result.status, result.error) == ("crash", "it ended without a val_bpb line")
+
+
+def test_a_number_printed_before_a_failure_does_not_count(run):
+    assert run(GOOD + "import sys; sys.exit(1)").status == "crash"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
+def test_timeout_kills_children_that_ignore_sigterm(run, nap):
+    source = f"""
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for generation in range(3):
+    if os.fork() == 0:
+        continue  # each child has a child of its own
+    break
+os.execvp("sleep", ["sleep", "{nap}"])
+"""
+    seen = []
+    result = run(source, kill_after=2, should_stop=lambda: seen.append(sleepers(nap)))
+    assert result.status == "timeout" and result.error == "killed after 2 s"
+    assert result.seconds < 20
+    assert max(seen) == 4 and sleepers(nap) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_children_left_behind_by_a_good_run_are_gone(run, nap):
+    result = run(f"import subprocess, time\nsubprocess.Popen(['sleep', '{nap}'])\ntime.sleep(0.3)\n" + GOOD)
+    assert result.status == "ok" and sleepers(nap) == 0
+
+
+def test_closing_its_output_does_not_hide_a_run_from_the_clock(run):
+    result = run("import os, time\nos.close(1); os.close(2)\ntime.sleep(600)", kill_after=1)
+    assert result.status == "timeout" and result.seconds < 20
+
+
+def test_a_stop_is_heard_within_a_moment(run):
+    started = time.monotonic()
+    result = run("import time; time.sleep(600)", should_stop=lambda: time.monotonic() - started > 0.5)
+    assert result.status == "interrupted" and result.seconds < 10
+
+
+def test_a_log_has_a_limit_and_keeps_its_end(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "LOG_LIMIT", 100_000)
+    result = run("for i in range(100_000): print('spam', i)\n" + GOOD)
+    log = (tmp_path / "run/run.log").read_text()
+    assert result.val_bpb == 1.5
+    assert len(log) < 100_000 + process.TAIL + 200
+    assert log.startswith("spam 0\n") and "[... cut: " in log and "val_bpb: 1.5" in log
+
+
+def test_no_secret_reaches_a_run(run, monkeypatch):
+    for name in ("ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GITHUB_TOKEN", "SOME_PASSWORD"):
+        monkeypatch.setenv(name, "hush-hush")
+    result = run("import os; print(dict(os.environ))")
+    assert "hush-hush" not in result.tail
+    assert "'AUTORESEARCH_SEED': '7'" in result.tail and "'AUTORESEARCH_SCALE': 'cpu'" in result.tail
+
+
+def test_progress_is_seen_while_it_runs(run):
+    lines = []
+    run(
+        "import time\nfor i in range(3): print(f'\\rstep {i} | loss', end='', flush=True); time.sleep(0.3)",
+        on_progress=lines.append,
+    )
+    assert {"step 0 | loss", "step 2 | loss"} <= set(lines)
+
+
+def test_text_is_read_as_a_terminal_shows_it():
+    assert last_lines("a\rb\rc\nd\n\ne\r\n") == "c\nd\ne"
+    assert parse_progress("x\n\rstep 1\rstep 2  ") == "step 2"
+    assert parse_summary("\n---\na: 1\n\n---\nb: 2.5\nc: nan\nd: text\n").keys() == {"b", "c"}
