@@ -39,8 +39,9 @@ from git import GitCommandError
 from rich.live import Live
 
 from autoresearch.engine import limits
-from autoresearch.engine.asking import PROPOSERS, overdue, proposal_came, propose
+from autoresearch.engine.asking import PROPOSERS, give_up_overdue, propose
 from autoresearch.engine.deciding import decide
+from autoresearch.engine.faults import take_fault
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.measure import load_measure
 from autoresearch.engine.queue import Candidate, Queue, Task, restore_queue
@@ -53,7 +54,6 @@ from autoresearch.files import RECORD, ROOT
 from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
-from autoresearch.propose.context import ProposalFailed
 from autoresearch.record.ledger import Ledger, commit_results
 from autoresearch.record.report import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
@@ -70,23 +70,29 @@ POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 def loop(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> str:
     """Propose, run, judge, record, until there is a reason to stop, which is returned."""
-    decide_what_was_left(session, ledger, queue)
-    while True:
-        reload_program(session)
-        propose(session, ledger, queue, reason_to_stop(session, ledger, queue))
-        fill_slots(session, ledger, queue)
-        if not under_way(session, ledger, queue) and (reason := reason_to_stop(session, ledger, queue)):
-            return reason
-        if not session.complaint:
-            drawing.draw_if_due(ledger.rows)
-        handle_event(session, ledger, queue)
+    reason = ""
+    while not reason:
+        try:
+            reason = step(session, ledger, queue, drawing)
+        except Exception as error:  # whosever fault it is: it costs one experiment, not the night
+            reason = take_fault(session, ledger, queue, error)
+    return reason
 
 
-def decide_what_was_left(session: Session, ledger: Ledger, queue: Queue) -> None:
-    """Experiments that a kill left without a verdict: in the order of their last runs, as they would have been."""
-    order = {run.number: index for index, run in enumerate(ledger.runs)}
-    for candidate in sorted(queue.candidates.values(), key=lambda each: order.get(each.number, math.inf)):
-        decide(session, ledger, queue, candidate)
+def step(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> str:
+    """Whatever can be done now; then wait a moment for what comes back. The reason to stop, or ""."""
+    queue.at_hand = None
+    while queue.undecided:
+        decide(session, ledger, queue, queue.undecided.popleft())
+    reload_program(session)
+    propose(session, ledger, queue, reason_to_stop(session, ledger, queue))
+    fill_slots(session, ledger, queue)
+    if not under_way(session, ledger, queue) and (reason := reason_to_stop(session, ledger, queue)):
+        return reason
+    if not session.complaint:
+        drawing.draw_if_due(ledger.rows)
+    handle_event(session, ledger, queue)
+    return ""
 
 
 def under_way(session: Session, ledger: Ledger, queue: Queue) -> bool:
@@ -116,9 +122,9 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
 
 def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Wait a moment for a run or a proposal to come back, and do what follows from it."""
-    if overdue(queue.asking, session.stop.is_set()) and (context := queue.asking.context):
-        proposal_came(session, ledger, queue, context, ProposalFailed("it took too long"))
+    give_up_overdue(session, ledger, queue)
     os.utime(session.lock.fileno())
+    queue.at_hand = None
     try:
         event = session.events.get(timeout=POLL)
     except Empty:
@@ -132,7 +138,7 @@ def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     """One session of a search, from coming back to the summary."""
-    drawing = Drawing()
+    drawing = Drawing(session.log)
     restore_queue(ledger, queue, session.log)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: session.stop.set())
@@ -146,14 +152,14 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         with view:
             reason = loop(session, ledger, queue, drawing)
             confirm_best(session, ledger, queue)
-    finally:  # also when something unforeseen ends it: no training is left behind
+    finally:  # also when something unforeseen ends it: no training is left behind, and the table is committed
         session.stop.set()
         for slot in queue.slots:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
+        commit_results(ledger.repo, ledger.branch, results_message(ledger))
     known = knowledge(ledger, session.options.scale)
     drawing.draw_last(ledger.rows, known.confirmed)
-    commit_results(ledger.repo, ledger.branch, results_message(ledger))
     session.log.say(summary(ledger, reason, known.noise, known.confirmed, ledger.spent + queue.spent))
 
 
@@ -166,8 +172,11 @@ def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:
     missing = max(0, session.settings.keep.confirm_runs - len(done))
     queue.tasks = deque(Task(candidate, seed, "confirm") for seed in fresh_seeds(runs_of(best) | done, missing))
     while queue.busy or (queue.tasks and limits.may_go_on(session, ledger)):
-        fill_slots(session, ledger, queue, confirming=True)
-        handle_event(session, ledger, queue)
+        try:
+            fill_slots(session, ledger, queue, confirming=True)
+            handle_event(session, ledger, queue)
+        except Exception as error:
+            take_fault(session, ledger, queue, error)
 
 
 # -----------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """
 A process, run to its end: its output in a capped log, and its whole process group gone when run_process() returns.
+under_guard() adds that all that it started ends with it, and with the loop, however the loop ends.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
@@ -13,10 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from autoresearch import guard
 
 LOG_LIMIT = 10_000_000  # bytes of a log that are kept, besides its end
-TAIL = 20_000  # bytes of the end of a log: the summary, or the exception
+TAIL = 100_000  # bytes of the end of a log: the summary, or the exception, which torch.compile makes long
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 LIBC = ctypes.CDLL(None)
 
@@ -74,6 +78,14 @@ def kill_group(process: subprocess.Popen, grace: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait)
     process.wait()
+
+
+def under_guard(command: list[str], grace: float, limits: dict[str, Any] | None = None) -> list[str]:
+    """The command line that runs `command` under guard.py, which ends all that it started: also when this process is
+    killed, and where it is over the limits, if any are given (run/sandbox.py makes them)."""
+    plan = {"parent": os.getpid(), "grace": grace} | (limits or {})
+    # -I -S: no user's code and no site-packages in the guard, and a start in 30 ms
+    return [sys.executable, "-I", "-S", guard.__file__, json.dumps(plan), *command]
 
 
 def run_process(

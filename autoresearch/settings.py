@@ -71,6 +71,7 @@ class Settings:
     look_ahead: int | None = setting(
         None, "proposals that may wait for a slot. null: as few as keep the slots busy. 0: strictly one after the other"
     )
+    proposers: int = setting(8, "proposals that may be written at once, where the slots need so many")
     kill_after: float | None = setting(
         None, "seconds of wall-clock time for one run. null: twice the budget, at least the budget + 180"
     )

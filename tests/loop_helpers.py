@@ -7,6 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoresearch.propose.context import Context
@@ -79,9 +81,11 @@ def append(line: str, name: str) -> str:
     return f"(echo {shlex.quote(line)}; cat train.py) > new; mv new train.py; echo {shlex.quote(name)}"
 
 
-def start_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Popen:
+def start_loop(
+    folder: Path, *args, env: dict | None = None, program: Sequence[str] = ("agent_loop.py",)
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "agent_loop.py", "--tag", "t", *args],
+        [sys.executable, *program, "--tag", "t", *args],
         cwd=folder,
         env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
@@ -94,6 +98,13 @@ def start_loop(folder: Path, *args, env: dict | None = None) -> subprocess.Popen
 def press_ctrl_c(process: subprocess.Popen) -> None:
     """What a terminal does: SIGINT to the loop and to every other process of its group, git included."""
     os.killpg(process.pid, signal.SIGINT)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.CompletedProcess:

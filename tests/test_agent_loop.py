@@ -22,6 +22,7 @@ from loop_helpers import (
     run_loop,
     set_level,
     start_loop,
+    wait_for,
 )
 
 from autoresearch.files import append_line
@@ -33,13 +34,6 @@ from autoresearch.settings import Settings, parse_program
 @pytest.fixture
 def repo(tmp_path, prepared):
     return make_repository(tmp_path / "repo")
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 # -----------------------------------------------------------------------------

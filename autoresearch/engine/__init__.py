@@ -7,6 +7,8 @@ What agent_loop.py is made of: the one place where the wings meet.
     slots.py       one run in a slot, in a thread
     knowledge.py   what all runs so far say together
     verdicts.py    what follows from the runs of one experiment
+    fitting.py     whether a train.py may run, and an edit on top of another best
+    faults.py      what a fault of the loop itself costs: one experiment
     limits.py      time, experiments, money and disk that are left
     measure.py     evaluator and data, which must not change while a search goes on
     show.py        the live lines and the picture

@@ -4,17 +4,28 @@ The proposer at work, in a thread: when it is asked, what it is told, and what b
 
 import dataclasses
 import functools
+import math
+import statistics
 import threading
 import time
 import traceback
 from collections.abc import Callable
 
 from autoresearch.engine.deciding import decide, record
+from autoresearch.engine.fitting import forbidden
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.limits import cannot_write, run_seconds
-from autoresearch.engine.queue import Asking, Candidate, Queue, add_proposal, commit_candidate, new_proposal_folder
+from autoresearch.engine.queue import (
+    Ask,
+    Asking,
+    Candidate,
+    Queue,
+    add_proposal,
+    commit_candidate,
+    new_proposal_folder,
+)
 from autoresearch.engine.session import Session
-from autoresearch.engine.verdicts import attempt_runs, forbidden, verdict_on
+from autoresearch.engine.verdicts import attempt_runs, verdict_on
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
 from autoresearch.propose.claude import propose_by_claude
@@ -38,6 +49,7 @@ PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "constants": propose_constants,
 }
 Outcome = Proposal | ProposalFailed
+BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is asked for all the same
 
 # -----------------------------------------------------------------------------
 # When it is asked
@@ -46,40 +58,50 @@ Outcome = Proposal | ProposalFailed
 def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None:
     """Have the proposer write what is missing: first repairs, then an edit per idle slot and those to look ahead.
 
-    With a reason to stop, repairs only.
+    With a reason to stop, repairs only. As many are at work at once as the slots need; a second one begins when the
+    first has begun to answer, so that it reads from the API's cache what the first has put there.
     """
-    idle = not queue.asking.context and time.time() >= queue.asking.not_before and ledger.kept
-    if not idle or cannot_write(session, ledger.folder):
+    queue.at_hand, asking = None, queue.asking
+    if not ledger.kept or time.time() < asking.not_before or cannot_write(session, ledger.folder):
         return
-    seconds = run_seconds(ledger, session.options.time_budget)
+    if any(not ask.begun.is_set() and time.time() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
+        return
     if queue.crashed:
-        context = make_context(session, ledger, queue, queue.crashed.popleft())
-    elif not reason and wants_proposal(queue, session.settings, seconds):
-        context = make_context(session, ledger, queue, None)
-    else:
-        return
-    ask(session, queue.asking, context, functools.partial(proposal_came, session, ledger, queue))
+        ask(session, ledger, queue, queue.crashed.popleft())
+    elif not reason and wants_proposal(session, ledger, queue):
+        ask(session, ledger, queue, None)
 
 
-def wants_proposal(queue: Queue, settings: Settings, seconds: float) -> bool:
-    """Whether an edit is missing for an idle slot, or to look ahead. `seconds`: that a run is expected to take."""
+def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
+    """Whether an edit is missing for an idle slot, or to look ahead, and one more proposer may be at work."""
+    most = 1 if session.options.proposer == "constants" else session.settings.proposers
+    if len(queue.asking.at_work) >= most:
+        return False
     idle = len(queue.slots) - len(queue.running) - len(queue.tasks)
-    return idle + look_ahead(queue, settings, seconds) > len(queue.waiting)
+    wanted = idle + look_ahead(queue, session.settings, run_seconds(ledger, session.options.time_budget))
+    return wanted > len(queue.waiting) + len(queue.asking.at_work)
 
 
 def look_ahead(queue: Queue, settings: Settings, seconds: float) -> int:
-    """How many proposals may wait for a slot. What waits knows less than what is written later, so few are enough."""
+    """How many proposals are being written or wait while all slots train. `seconds`: that a run takes.
+
+    While one proposal is written, the slots begin so many runs: as many have to be under way (Little's law), and some
+    more, as times vary. What waits knows less than what is written later, so few are enough.
+    """
     if settings.look_ahead is not None:
         return settings.look_ahead
-    share = queue.asking.seconds * len(queue.slots) / seconds  # of the time that the slots leave it
-    if share < 0.02:
-        return 0
-    return max(1, len(queue.slots) // 2) + (share > 0.5)  # benchmarks/engine.py shows that the slots stay busy
+    begun = statistics.fmean(queue.asking.seconds or [0.0]) * len(queue.slots) / max(seconds, 0.1)
+    return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, len(queue.slots) // 4)
 
 
-def ask(session: Session, asking: Asking, context: Context, came: Callable[[Context, Outcome], None]) -> None:
-    """Ask the proposer in a thread, to mend what crashed or for something new; then came() is called in the loop's."""
-    asking.context, asking.since = context, time.time()
+def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> None:
+    """Ask the proposer in a thread, to mend what crashed or for something new. Its answer is an event of the loop."""
+    queue.at_hand = crashed
+    context = make_context(session, ledger, queue, crashed)
+    asked = Ask(context)
+    context.begun = asked.begun.set
+    if session.options.proposer != "anthropic":
+        asked.begun.set()
 
     def work() -> None:
         outcome: Outcome
@@ -90,18 +112,19 @@ def ask(session: Session, asking: Asking, context: Context, came: Callable[[Cont
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
             session.log.write(traceback.format_exc())
             outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)")
-        session.events.put(functools.partial(came, context, outcome))
+        session.events.put(functools.partial(proposal_came, session, ledger, queue, asked, outcome))
 
     threading.Thread(target=work, daemon=True).start()
+    queue.asking.at_work.append(asked)
 
 
-def overdue(asking: Asking, stopping: bool) -> bool:
-    """Whether nobody waits for the proposer any more: its time is over. Where the session is stopped, that is now."""
-    if not asking.context:
-        return False
-    if stopping:
-        asking.context.deadline = min(asking.context.deadline, time.time())
-    return time.time() > asking.context.deadline + 2 * GRACE  # a command is being killed
+def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
+    """Wait no longer for a proposer whose time is over. When the session is being stopped, that is now."""
+    for asked in list(queue.asking.at_work):
+        if session.stop.is_set():
+            asked.context.deadline = min(asked.context.deadline, time.time())
+        if time.time() > asked.context.deadline + 2 * GRACE:  # a command is being killed
+            proposal_came(session, ledger, queue, asked, ProposalFailed("it took too long"))
 
 
 # -----------------------------------------------------------------------------
@@ -113,7 +136,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
     options, settings = session.options, session.settings
     late = options.deadline - run_seconds(ledger, options.time_budget)
     return Context(
-        number=ledger.next_number + len(queue.waiting),
+        number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
         seed=options.seed,
         scale=options.scale,
         max_seq_len=options.max_seq_len,
@@ -126,6 +149,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         failures=[(failure.after, failure.reason) for failure in ledger.failures],
         noise=knowledge(ledger, options.scale).paired_noise.sigma,
         waiting=queue.descriptions,
+        others=len(queue.asking.at_work),
         trainings=recent_trainings(ledger),
         note="" if crashed else hand_over_notes(queue.asking),
         crash=crash_of(ledger, crashed) if crashed else None,
@@ -164,17 +188,19 @@ def crash_of(ledger: Ledger, crashed: Candidate) -> Crash:
 # What becomes of its answer
 
 
-def proposal_came(session: Session, ledger: Ledger, queue: Queue, context: Context, outcome: Outcome) -> None:
+def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, outcome: Outcome) -> None:
     """Queue a new proposal, start a repaired experiment again, or note that there was none."""
-    asking = queue.asking
-    if asking.context is not context:  # it came after all, when nobody waited for it any more
+    asking, context = queue.asking, asked.context
+    if asked not in asking.at_work:  # it came after all, when nobody waited for it any more
         return
-    asking.context, asking.seconds = None, time.time() - asking.since
+    asking.at_work.remove(asked)
     crashed = queue.candidates[context.crash.number] if context.crash else None
+    queue.at_hand = crashed or (outcome if isinstance(outcome, Proposal) else None)
     if isinstance(outcome, ProposalFailed):
         no_proposal_came(session, ledger, queue, outcome, crashed)
         return
     asking.failures = asking.refusals = 0
+    asking.seconds.append(time.time() - asked.since)
     if crashed:
         restart_repaired(ledger, crashed, outcome)
         session.log.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {outcome.description[:80]}")

@@ -16,6 +16,10 @@ from autoresearch.row import Row, runs_of
 
 def decide(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate) -> None:
     """What follows from an experiment's runs so far: another run, a repair, or its verdict."""
+    queue.at_hand = candidate
+    if ledger.has_row(candidate.number):  # a fault came between the row and what follows from it
+        settle(session, ledger, queue, candidate)
+        return
     verdict = verdicts.verdict_on(ledger, session.options, session.settings, candidate)
     if may_repair(session, ledger, queue, candidate):
         queue.crashed.append(candidate)
@@ -77,22 +81,29 @@ def look_again(session: Session, ledger: Ledger, queue: Queue) -> Candidate | No
     return candidate
 
 
-def record(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, verdict: Verdict) -> Row:
+def record(
+    session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, verdict: Verdict, is_fault: bool = False
+) -> None:
     """Commit, ref, row, branch, train.py: in the order that agent_loop.py's docstring gives."""
     noise = knowledge(ledger, session.options.scale).paired_noise.sigma
     row = verdicts.row_of(ledger, candidate, verdict, noise)
     subject, facts = verdicts.message_of(ledger, candidate, verdict, row)
-    row = write_result(ledger, row, candidate.base, candidate.proposal.source, subject, facts)
-    if verdict.status == "keep":
-        before = move_branch(ledger, row.number)
+    write_result(ledger, row, candidate.base, candidate.proposal.source, subject, facts)
+    settle(session, ledger, queue, candidate)
+    session.faults = session.faults if is_fault else 0
+
+
+def settle(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate) -> None:
+    """What follows from a row: the branch and train.py are the best's, the next proposer hears of a failure."""
+    row = ledger.row(candidate.number)
+    if row.status == "keep":
         queue.asking.nothing_left = ""
-        if problem := follow_best(ledger, before):
+        if problem := follow_best(ledger, move_branch(ledger, row.number)):
             session.log.say(problem)
     finish(queue, candidate)
-    if verdict.status not in ("keep", "discard"):
+    if row.status not in ("keep", "discard"):
         tell_of_failure(session, ledger, queue, candidate, row)
     session.log.say(result_line(row))
-    return row
 
 
 def tell_of_failure(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, row: Row) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from autoresearch.engine.queue import Queue
 from autoresearch.engine.session import Options, Session
 from autoresearch.files import ROOT, data_root
+from autoresearch.guard import GB
 from autoresearch.record.ledger import Ledger
 from autoresearch.run import sandbox
-from autoresearch.run.guard import GB
 from autoresearch.settings import Settings
 
 FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begun; a run ends at FREE_GB
@@ -53,7 +53,7 @@ def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:
 
 def experiments_left(options: Options, ledger: Ledger, queue: Queue) -> float:
     """How many may still be begun or proposed under --experiments."""
-    begun = ledger.tried + len(queue.candidates) + len(queue.waiting)
+    begun = ledger.tried + len(queue.candidates) + len(queue.waiting) + len(queue.asking.at_work)
     return math.inf if options.experiments is None else options.experiments - begun
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoresearch.engine.fitting import on_best
 from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal, RunResult, Usage
 from autoresearch.propose.context import Context
-from autoresearch.record.ledger import Ledger, note_failure, on_best, subject_of, write_experiment
+from autoresearch.record.ledger import Ledger, note_failure, subject_of, write_experiment
 from autoresearch.record.log import Log
 from autoresearch.record.repository import commit_of, experiment_refs
 from autoresearch.run.training import RunOptions, run_training
@@ -74,13 +75,21 @@ class Waiting:
     folder: Path
 
 
+@dataclass(eq=False)
+class Ask:
+    """A proposer at work, in a thread of its own."""
+
+    context: Context
+    since: float = field(default_factory=time.time)
+    begun: threading.Event = field(default_factory=threading.Event)  # its answer has begun: the API's cache is filled
+
+
 @dataclass
 class Asking:
     """The proposer: what it is at work on, and how its last answers went."""
 
-    context: Context | None = None  # it is at work on this
-    since: float = 0.0  # time.time() at which it was asked
-    seconds: float = 0.0  # that its last answer took
+    at_work: list[Ask] = field(default_factory=list)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # that its last answers took
     not_before: float = 0.0  # time.time() before which it is left alone
     notes: list[str] = field(default_factory=list)  # for the next proposal: what became of those before
     failures: int = 0  # in a row
@@ -98,6 +107,8 @@ class Queue:
     tasks: deque[Task] = field(default_factory=deque)  # runs that wait for a slot
     crashed: deque[Candidate] = field(default_factory=deque)  # to be repaired by the proposer
     asking: Asking = field(default_factory=Asking)
+    undecided: deque[Candidate] = field(default_factory=deque)  # their runs may give a verdict already
+    at_hand: Candidate | Waiting | Proposal | None = None  # what the loop works on: a fault costs that, and no more
 
     @property
     def running(self) -> list[Task]:
@@ -106,7 +117,7 @@ class Queue:
     @property
     def busy(self) -> bool:
         """Whether something runs or is being written."""
-        return self.asking.context is not None or bool(self.running)
+        return bool(self.asking.at_work or self.running)
 
     @property
     def descriptions(self) -> list[str]:
@@ -159,8 +170,10 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
         if number not in decided:
             queue.candidates[number] = restore_candidate(ledger, number)
             log.say(f"{number:4d}  was left without a verdict and goes on")
-    begun = ledger.experiment_folder(ledger.next_number) / "proposal.json"  # killed before it got its commit
-    left = [begun] if begun.exists() else []
+    order = {run.number: index for index, run in enumerate(ledger.runs)}  # as they would have been decided
+    queue.undecided.extend(sorted(queue.candidates.values(), key=lambda each: order.get(each.number, len(order))))
+    begun = sorted(ledger.folder.glob("[0-9]*/proposal.json"))  # killed before it got its commit
+    left = [path for path in begun if int(path.parent.name) not in ledger.taken]
     for path in [*left, *sorted((ledger.folder / "proposals").glob("*/proposal.json"))]:
         values = json.loads(path.read_text())
         proposal = stored_proposal(values, (path.parent / "train.py").read_text())
@@ -192,13 +205,15 @@ def add_proposal(queue: Queue, proposal: Proposal, base: int, folder: Path, firs
 
 def begin(ledger: Ledger, queue: Queue, proposal: Proposal, folder: Path | None = None) -> Candidate:
     """Give a proposal its number, its commit and its ref: from here on it is an experiment."""
-    candidate = Candidate(ledger.next_number, proposal, ledger.best.number if ledger.kept else -1)
-    ledger.next_number += 1
+    numbered = folder and folder.parent == ledger.folder  # in an earlier session, that was killed then
+    number = int(folder.name) if folder and numbered else ledger.next_number
+    candidate = Candidate(number, proposal, ledger.best.number if ledger.kept else -1)
+    ledger.taken.add(number)
+    queue.candidates[number] = queue.at_hand = candidate
     home = ledger.experiment_folder(candidate.number)
     if folder and folder != home:
         folder.rename(home)
     commit_candidate(ledger, candidate)
-    queue.candidates[candidate.number] = candidate
     return candidate
 
 
@@ -212,21 +227,29 @@ def commit_candidate(ledger: Ledger, candidate: Candidate) -> None:
 def next_waiting(ledger: Ledger, queue: Queue, log: Log) -> Candidate | None:
     """The oldest proposal that fits the present best, as an experiment."""
     while queue.waiting:
-        waiting = queue.waiting.popleft()
+        queue.at_hand = waiting = queue.waiting.popleft()
         if source := on_best(ledger, waiting.proposal.source, waiting.base):
+            if waiting.base != ledger.best.number:
+                queue.asking.notes.append(moved_note(waiting, ledger.best.number))
             proposal = dataclasses.replace(waiting.proposal, source=source)
             return begin(ledger, queue, proposal, waiting.folder)
-        set_aside(ledger, queue, waiting, log)
+        set_aside(ledger, queue, waiting, "it was written for an older best, and does not fit the new one", log)
+        queue.asking.notes[-1] += " Propose it again for the new best if it is still worth it."
     return None
 
 
-def set_aside(ledger: Ledger, queue: Queue, waiting: Waiting, log: Log) -> None:
-    """A proposal that does not fit the new best goes back to its proposer, as a note."""
-    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
-    text = f"it was written for an older best, and does not fit the new one: {one_line(waiting.proposal.description)}"
+def moved_note(waiting: Waiting, best: int) -> str:
+    """What is said of an edit that runs on another best than it was written for."""
+    title, base = one_line(waiting.proposal.description), waiting.base
+    return f"Written for best {base}, but {best} was kept meanwhile, so it runs on top of {best}: {title}"
+
+
+def set_aside(ledger: Ledger, queue: Queue, waiting: Waiting, why: str, log: Log) -> None:
+    """A proposal that is not run goes back to its proposer, as a note."""
+    text = f"{why}: {one_line(waiting.proposal.description)}"
     note_failure(ledger, text, waiting.proposal.usage)
-    advice = "Propose it again for the new best if it is still worth it."
-    queue.asking.notes.append(f"A proposal was not run: {text}. {advice}")
+    queue.asking.notes.append(f"A proposal was not run: {text}.")
+    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
     log.say(f"   -  not run: {text}")
 
 

@@ -21,6 +21,7 @@ from autoresearch.run.cluster import ClusterError
 def fill_slots(session: Session, ledger: Ledger, queue: Queue, confirming: bool = False) -> None:
     """Give every idle slot its next run; while `confirming` the best, nothing new begins."""
     while (slot := queue.idle_slot()) and (task := next_task(session, ledger, queue, confirming)):
+        queue.at_hand = task.candidate
         ended = functools.partial(run_ended, session, ledger, queue, slot, task)
         start_run(session, slot, task, ledger.run_folder(task.candidate.number, task.seed), len(queue.slots), ended)
 
@@ -65,7 +66,7 @@ def run_ended(
     session: Session, ledger: Ledger, queue: Queue, slot: Slot, task: Task, outcome: RunResult | Exception
 ) -> None:
     """Put a run into the journal, and decide what follows from it."""
-    slot.task, slot.line = None, ""
+    slot.task, slot.line, queue.at_hand = None, "", task.candidate
     if isinstance(outcome, Exception):
         run_broke(session, ledger, queue, task, outcome)
     elif outcome.status == "interrupted":

@@ -48,6 +48,7 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     blocked: str = ""  # what only a person can mend: the session ends with it
     complaint: str = ""  # why nothing can be written at present
+    faults: int = 0  # of the loop itself, since something was recorded last
     events: queue.Queue[Callable[[], None]] = field(default_factory=queue.Queue)  # what a thread has come back with
 
     @property

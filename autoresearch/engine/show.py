@@ -4,6 +4,7 @@ What a person sees while the loop runs: a line per slot, and progress.png, which
 
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 
 from autoresearch.engine.queue import Queue
@@ -11,10 +12,12 @@ from autoresearch.engine.session import Session
 from autoresearch.files import ROOT
 from autoresearch.nouns import Estimate
 from autoresearch.record.ledger import Ledger
+from autoresearch.record.log import Log
 from autoresearch.record.progress import draw_progress
 from autoresearch.record.report import result_line
 from autoresearch.row import Row
 from autoresearch.run import sandbox
+from autoresearch.text import one_line
 
 DRAW_EVERY = 30.0  # seconds between two drawings of progress.png
 
@@ -43,17 +46,27 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
             seed = f" (seed {task.seed})" if task.seed != session.options.seed else ""
             name = f"{slot.name}  " if slot.name else ""
             lines.append(f"{name}{task.candidate.number:4d}{seed} | {slot.line}{best} | {task.candidate.title}")
-    if queue.asking.context:
-        lines.append(f"{queue.asking.context.number:4d} | {session.options.proposer} is at work on it")
+    for asked in queue.asking.at_work:
+        lines.append(f"{asked.context.number:4d} | {session.options.proposer} is at work on it")
     if queue.waiting and len(queue.slots) > 1:
         lines.append(f"      proposals that wait for a slot: {len(queue.waiting)}")
     return lines
+
+
+def draw(rows: list[Row], log: Log, point: tuple[float, float] | None = None) -> None:
+    """Draw progress.png; that it cannot be drawn is no reason to stop."""
+    try:
+        draw_progress(rows, ROOT / "progress.png", point)
+    except Exception as error:
+        log.write(traceback.format_exc())
+        log.say(f"   !  progress.png is not drawn: {type(error).__name__}: {one_line(str(error))[:200]}")
 
 
 @dataclass
 class Drawing:
     """progress.png, as it was drawn last."""
 
+    log: Log
     rows: int = 0  # that are on it
     not_before: float = 0.0  # time.time() before which it is not drawn again
     thread: threading.Thread | None = None
@@ -63,12 +76,11 @@ class Drawing:
         if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
             return
         self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
-        self.thread = threading.Thread(target=draw_progress, args=(list(rows), ROOT / "progress.png"), daemon=True)
+        self.thread = threading.Thread(target=draw, args=(list(rows), self.log), daemon=True)
         self.thread.start()
 
     def draw_last(self, rows: list[Row], confirmed: Estimate | None) -> None:
         """Draw what a session ends with."""
         if self.thread:
             self.thread.join()
-        point = (confirmed.val_bpb, confirmed.standard_error) if confirmed else None
-        draw_progress(rows, ROOT / "progress.png", point)
+        draw(rows, self.log, (confirmed.val_bpb, confirmed.standard_error) if confirmed else None)

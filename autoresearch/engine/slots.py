@@ -98,5 +98,6 @@ def start_run(
             outcome = error
         session.events.put(functools.partial(ended, outcome))
 
-    slot.task, slot.thread = task, threading.Thread(target=work, daemon=True)
+    slot.thread = threading.Thread(target=work, daemon=True)
     slot.thread.start()
+    slot.task = task

@@ -7,14 +7,14 @@ import math
 import re
 import time
 
+from autoresearch.engine.fitting import forbidden, on_best
 from autoresearch.engine.knowledge import ON_TOP, SECOND_LOOK, judged, knowledge
 from autoresearch.engine.queue import Candidate
 from autoresearch.engine.session import Options
 from autoresearch.judge.keep_rule import judge, reconsider
 from autoresearch.judge.noise import mean, without_seed
-from autoresearch.judge.static_check import audit_source
 from autoresearch.nouns import Proposal, Run, Usage, Verdict
-from autoresearch.record.ledger import Ledger, on_best
+from autoresearch.record.ledger import Ledger
 from autoresearch.row import Row, runs_of, runs_text
 from autoresearch.settings import Settings
 from autoresearch.source import code_lines
@@ -27,11 +27,6 @@ from autoresearch.text import gain_text, one_line
 def attempt_runs(ledger: Ledger, candidate: Candidate) -> list[Run]:
     """The ended runs of the present attempt at an experiment, oldest first."""
     return ledger.runs_for(candidate.number, "judge", candidate.repairs)
-
-
-def forbidden(ledger: Ledger, source: str) -> str:
-    """What a train.py does that the search's first one does not do and no training has to do, or ""."""
-    return audit_source(source, ledger.source_of(ledger.kept[0].number)) if ledger.kept else ""
 
 
 def verdict_on(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate) -> Verdict:

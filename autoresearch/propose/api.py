@@ -112,6 +112,7 @@ def stream_reply(client: Any, conversation: Conversation) -> Any:
             for event in stream:
                 if event.type == "message_start":
                     reply = stream.current_message_snapshot  # filled in as the stream goes on
+                    conversation.context.begun()
                 check_time(conversation.context)
         except ValueError as error:
             conversation.context.log(f"the model's answer cannot be read: {one_line(str(error))[:200]}")

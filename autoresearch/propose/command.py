@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoresearch.files import ROOT
 from autoresearch.nouns import Proposal
-from autoresearch.process import run_process
+from autoresearch.process import GRACE, run_process, under_guard
 from autoresearch.propose.context import Context, ProposalFailed
 from autoresearch.row import HEADER, row_line
 from autoresearch.source import edit_problem
@@ -26,8 +26,8 @@ def propose_by_command(context: Context) -> Proposal:
     before = context.crash.source if context.crash else context.best_source
     work, given = lay_out(context, before)
     limit = min(context.settings.proposal_timeout, context.deadline - time.time())
-    command, log = ["/bin/sh", "-c", context.command], context.folder / "proposal.log"
-    ended = run_process(command, work, dict(os.environ), log, limit, context.should_stop)
+    command, log = under_guard(["/bin/sh", "-c", context.command], GRACE), context.folder / "proposal.log"
+    ended = run_process(command, work, dict(os.environ), log, limit, context.should_stop, grace=GRACE + 5)
     if ended.how != "exit":
         raise ProposalFailed(f"the command took too long: {ended.how} after {ended.seconds:.0f} s")
     printed = last_lines(ended.tail, 1)

@@ -69,6 +69,8 @@ class Context:
     forbidden: Callable[[str], str] = lambda source: ""  # why a train.py may not run, or ""
     should_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda line: None  # shown, and written to loop.log
+    others: int = 0  # proposers that are at work on experiments of their own at this moment
+    begun: Callable[[], object] = lambda: None  # called when the answer begins to come
 
     @property
     def best(self) -> Row:

@@ -68,6 +68,10 @@ back: read your notebook, look at what the kept changes have in common, and try 
 instead of constants, a removal, another use of the time (fewer or larger steps, a cheaper layer), or two changes
 together that only help each other. An idea that failed on an earlier best may work on this one."""
 
+OTHERS = """# Others at work
+{others} more conversations like this one are making an experiment each at this moment, from the same history. You
+cannot see their edits. Prefer an idea that is not the first one to come to mind from what you see here."""
+
 REPAIR = """Experiment {number} crashed (repair {attempt} of {repairs}): this looks like a slip in the code, not like a
 bad idea. train.py, as you view and edit it now, is the file that crashed, not the best one. Mend the slip, keep the
 idea, and submit again. If the idea itself cannot work, do not submit: answer in one sentence why, without calling a
@@ -206,6 +210,8 @@ def volatile_text(context: Context) -> str:
         parts.append("\n".join(["# How training went: the best, the last few", *map(training_text, context.trainings)]))
     if context.waiting:
         parts.append("\n- ".join(["# Running or waiting to run", *map(one_line, context.waiting)]))
+    if context.others:
+        parts.append(OTHERS.format(others=context.others))
     streak = len(context.rows) - 1 - context.rows.index(context.best)
     if 0 < context.settings.plateau <= streak:
         parts.append(PLATEAU.format(streak=streak))

@@ -8,6 +8,7 @@ The ledger: what a search has found out, so that no kill, lost line or deleted f
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -23,13 +24,11 @@ from autoresearch.record.repository import (
     current_branch,
     experiment_ref,
     file_at,
-    merge_texts,
     repair_ref,
     run_git,
     same_file,
 )
 from autoresearch.row import HEADER, Row, parse_line, row_line, row_message
-from autoresearch.source import edit_problem
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Ledger:
     runs: list[Run] = field(default_factory=list)  # every training that ended, oldest first
     runs_by_number: dict[int, list[Run]] = field(default_factory=dict)  # the same by experiment
     failures: list[Failure] = field(default_factory=list)
-    next_number: int = 0  # of the next experiment
+    taken: set[int] = field(default_factory=set)  # numbers of experiments, decided or not
     sources: dict[int, str] = field(default_factory=dict)  # the train.py of kept experiments, which never changes
 
     @property
@@ -88,6 +87,11 @@ class Ledger:
         return 0 if first is None else sum(row.number > first for row in self.rows)
 
     @property
+    def next_number(self) -> int:
+        """Of the next experiment: the first that is free."""
+        return next(number for number in itertools.count() if number not in self.taken)
+
+    @property
     def spent(self) -> float:
         """US dollars on the experiments that have a row, and on proposals that failed."""
         return sum(row.cost for row in self.rows) + sum(failure.cost for failure in self.failures)
@@ -96,6 +100,9 @@ class Ledger:
     def tokens(self) -> int:
         """Tokens, likewise."""
         return sum(row.tokens for row in self.rows) + sum(failure.tokens for failure in self.failures)
+
+    def has_row(self, number: int) -> bool:
+        return any(row.number == number for row in reversed(self.rows))
 
     def row(self, number: int) -> Row:
         """The row of an experiment that has one."""
@@ -176,7 +183,7 @@ def note(ledger: Ledger, event: str, values: dict) -> None:
 def note_run(ledger: Ledger, run: Run) -> None:
     """A run that ended; of a log only the end of a failed run's is kept here."""
     own = {name: getattr(run, name) for name in ("number", "seed", "purpose", "attempt")}
-    tail = "" if run.result.status == "ok" else run.result.tail[-4000:]
+    tail = "" if run.result.status == "ok" else run.result.tail
     note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
 
 
@@ -256,10 +263,9 @@ def branch_source(ledger: Ledger) -> str:
 
 
 def move_branch(ledger: Ledger, number: int) -> str:
-    """Let the branch point at an experiment that is kept. Returns the train.py that the branch had."""
-    before = branch_source(ledger)
+    """Let the branch point at an experiment that is kept. Returns the train.py of the best before."""
     run_git(ledger.repo, "update-ref", f"refs/heads/{ledger.branch}", ledger.ref(number))
-    return before
+    return file_at(ledger.repo, f"{ledger.ref(number)}^", "train.py")
 
 
 def follow_best(ledger: Ledger, before: str) -> str:
@@ -267,7 +273,8 @@ def follow_best(ledger: Ledger, before: str) -> str:
 
     Returns "", or a line that says that it was left alone.
     """
-    if current_branch(ledger.repo) != ledger.branch or (ROOT / "train.py").read_text() != before:
+    on_disk = (ROOT / "train.py").read_text()
+    if current_branch(ledger.repo) != ledger.branch or on_disk not in (before, branch_source(ledger)):
         return (
             f"train.py was changed by hand and is left alone; the best is: git show {ledger.branch}:train.py; "
             "to have your edit measured, undo it here (git stash) and begin a search from it with another --tag"
@@ -285,16 +292,6 @@ def changed_by_hand(ledger: Ledger) -> str:
         f"train.py of {ledger.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
         f"undo that with git revert, or begin another --tag from it"
     )
-
-
-def on_best(ledger: Ledger, source: str, base: int) -> str | None:
-    """`source`, an edit of the best `base`, on top of the present best; None if it does not fit or changes nothing."""
-    best = ledger.best.number
-    if base == best:
-        return source
-    best_source = ledger.source_of(best)
-    merged = merge_texts(ledger.repo, best_source, ledger.source_of(base), source)
-    return None if merged is None or edit_problem(best_source, merged) else merged
 
 
 def read_experiment(ledger: Ledger, number: int, what: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy
 
-from autoresearch.row import Row, parse_line
+from autoresearch.record.ledger import read_rows
+from autoresearch.row import Row
 from autoresearch.text import one_line
 
 GREEN, GREY, RED, PURPLE, INK, FAINT = "#1f7a5c", "#a3abb0", "#c4543a", "#7d5ba6", "#2b3236", "#6b757b"
@@ -106,9 +107,10 @@ def place_label(axes: Any, point: tuple[float, float], texts: list[str], taken: 
         corner = anchor + scale * numpy.array([aside if right else -aside, DISTANCES[far] * (1 if up else -1)])
         start = corner - sizes[short] * (not right, not up)
         box = boxes([start, start + sizes[short]], 0)
+        margin = box + numpy.array([-4, -2, 4, 2])
         leader = boxes(numpy.repeat(numpy.linspace(anchor, corner, 12)[4 if far else 12 :], 2, axis=0), 1)
         inside = (box[0, :2] > frame[:2]).all() and (box[0, 2:] < frame[2:]).all()
-        if inside and not overlap(numpy.vstack([box + [-4, -2, 4, 2], leader]), taken):
+        if inside and not overlap(numpy.vstack([margin, leader]), taken):
             arrow = LEADER | {"relpos": (1 - right, 1 - up)} if far else None
             place = {"xytext": (start - anchor) / scale, "textcoords": "offset points", "arrowprops": arrow}
             axes.annotate(texts[short], point, **place, **STYLE)
@@ -133,7 +135,7 @@ def empty_axes() -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.4), dpi=130)
+    figure: Any = Figure(figsize=(10, 5.4), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.095, 0.895, 0.775))
     axes.spines[["top", "right"]].set_visible(False)
@@ -221,8 +223,8 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the PNG file")
     parser.add_argument("--confirmed", type=float, nargs=2, metavar=("VAL_BPB", "ERROR"), help="of the best, if known")
     args = parser.parse_args()
-    header, *lines = args.table.read_text().splitlines()
-    draw_progress([parse_line(line, header) for line in lines], args.picture, args.confirmed)
+    rows, _ = read_rows(args.table)
+    draw_progress(rows, args.picture, args.confirmed)
 
 
 if __name__ == "__main__":

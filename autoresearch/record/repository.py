@@ -163,17 +163,3 @@ def same_file(repo: git.Git, one: str, other: str, name: str) -> bool:
 def data_block(text: str) -> bytes:
     encoded = text.encode()
     return b"data %d\n%s\n" % (len(encoded), encoded)
-
-
-def merge_texts(repo: git.Git, ours: str, base: str, theirs: str) -> str | None:
-    """`ours` with the change from `base` to `theirs` applied, or None where the two changes touch the same lines."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("ours", "base", "theirs")]
-        for path, text in zip(paths, (ours, base, theirs), strict=True):
-            path.write_text(text)
-        try:
-            return run_git(repo, "merge-file", "-p", "-q", *map(str, paths), strip=False)
-        except git.GitCommandError as error:  # the exit code is the number of conflicts; over 127 an error
-            if isinstance(error.status, int) and error.status <= 127:
-                return None
-            raise

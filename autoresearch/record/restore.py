@@ -55,7 +55,7 @@ def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
     if fresh or lost or broken or not ledger.results.exists() or not ledger.results.read_text().startswith(HEADER):
         write_rows(ledger.results, rows)
     ledger.rows = rows
-    ledger.next_number = max([row.number for row in rows] + refs, default=-1) + 1
+    ledger.taken = {row.number for row in rows} | set(refs)
 
 
 def restore_train(ledger: Ledger, log: Log) -> None:

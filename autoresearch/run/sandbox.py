@@ -12,7 +12,6 @@ accidents, not a train.py that sets out to do harm.
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import site
@@ -23,8 +22,8 @@ import tempfile
 from pathlib import Path
 
 from autoresearch.files import ROOT, data_root
-from autoresearch.run import guard
-from autoresearch.run.guard import GB, folder_use
+from autoresearch.guard import GB, folder_use
+from autoresearch.process import under_guard
 from autoresearch.settings import SANDBOX_MODES
 
 INSTALL = "apt install bubblewrap"
@@ -190,10 +189,9 @@ def command_line(command: list[str], folder: Path, scale: str, mode: str, grace:
         raise RuntimeError(problem)
     make_folders([folder / "tmp", *cache_folders()])
     caches = str(data_root() / "compile")
-    plan = limits | {"parent": os.getpid(), "grace": grace, "folder": str(folder), "caches": caches}
+    plan = limits | {"folder": str(folder), "caches": caches}
     inside = bubblewrap(folder, scale) if mode != "off" and not bubblewrap_problem() else []
-    # -I -S: no user's code and no site-packages in the guard, and a start in 30 ms
-    return [sys.executable, "-I", "-S", str(Path(guard.__file__)), json.dumps(plan), *inside, *command]
+    return under_guard([*inside, *command], grace, plan)
 
 
 def make_folders(paths: list[Path]) -> None:

@@ -19,6 +19,11 @@ from autoresearch.process import GRACE, Ended, run_process
 from autoresearch.run import sandbox
 from autoresearch.text import last_lines
 
+TRACEBACK = 6000  # characters of a traceback that its author is shown
+LEFT_OUT = "  [... frames of libraries are left out ...]\n"
+CHAINED = re.compile(
+    r"^(During handling of the above exception|The above exception was the direct cause)", re.MULTILINE
+)
 SAFE_VARIABLES = re.compile(
     r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|AUTORESEARCH_\w+"
     r"|CUDA_\w+|NVIDIA_\w+|(PY)?TORCH(INDUCTOR)?_\w+|TRITON_\w+|OMP_\w+|MKL_\w+"
@@ -55,6 +60,35 @@ def find_error(tail: str) -> str:
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt|Warning)\b", line)]
     return (named or lines or ["no output"])[-1][:300]
+
+
+def traceback_in(log: str) -> str:
+    """The last traceback of a log, with all that it is chained to and about TRACEBACK characters long, or ""."""
+    parts = re.split(r"^(?=Traceback \(most recent call last\):)", log, flags=re.MULTILINE)
+    first = len(parts) - 1
+    while first > 1 and CHAINED.search(parts[first - 1]):
+        first -= 1
+    return shorten_traceback("".join(parts[max(first, 1) :]).rstrip(), TRACEBACK)
+
+
+def shorten_traceback(text: str, limit: int) -> str:
+    """A traceback without frames of libraries, from its middle outwards, until it is within `limit` characters.
+
+    The frames of train.py always stay: they are the ones that its author can mend.
+    """
+    frames = re.split(r'^(?=  File "|\S)', text, flags=re.MULTILINE)  # a frame, or a line of the exception itself
+    size, left_out = len(text), set()
+    middle_first = sorted(range(len(frames)), key=lambda at: abs(at - len(frames) / 2))
+    for at in [at for at in middle_first if frames[at].startswith("  File") and "train.py" not in frames[at]]:
+        if size > limit:
+            left_out.add(at)
+            size -= len(frames[at])
+    kept = [
+        "" if at in left_out and at - 1 in left_out else LEFT_OUT if at in left_out else frames[at]
+        for at in range(len(frames))
+    ]
+    text = "".join(kept)
+    return text if len(text) <= 2 * limit else f"{text[:limit]}\n[...]\n{text[-limit:]}"
 
 
 def parse_progress(tail: str) -> str:
@@ -123,7 +157,7 @@ def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
     if ended.how == "stopped":
         return replace(result, status="interrupted", error="stopped before it was done")
     if ended.code != 0:
-        return replace(result, status="crash", error=find_error(tail))
+        return replace(result, status="crash", error=find_error(tail), tail=traceback_in(ended.tail) or tail)
     if "val_bpb" not in summary:
         return replace(result, status="crash", error="it ended without a val_bpb line")
     return replace(result, val_bpb=summary["val_bpb"], memory_gb=summary.get("peak_vram_mb", 0.0) / 1024)

@@ -10,8 +10,11 @@ from loop_helpers import (
     check_invariants,
     git,
     make_repository,
+    processes_in,
     rows_of,
     run_loop,
+    start_loop,
+    wait_for,
 )
 
 from autoresearch.row import HEADER, row_line
@@ -171,3 +174,31 @@ def test_the_journal_alone_gives_the_same_decisions_again(repo):
         len(row.runs.split()) or 1 for row in before
     )  # nothing ran again
     check_invariants(repo)
+
+
+def test_several_proposals_are_written_at_once_where_the_slots_need_them(repo):
+    """Two slots, trainings of a second, proposals of three: one proposer alone would leave a slot idle."""
+    calls = repo.parent / "spans"
+    script = repo.parent / "slow.sh"
+    script.write_text(
+        f"n=$$; echo $n begins >> {calls}; sleep 3; echo $n ends >> {calls}\n"
+        'sed -i.old "s/^PART_0 = .*/PART_0 = 1.$n/" train.py; echo part $n\n'
+    )
+    done = run_loop(repo, "--experiments", "6", "--slots", "2", "--command", f"sh {script}")
+    assert len(rows_of(repo)) == 7, done.stdout + done.stderr
+    at_work, most = set(), 0
+    for name, what in (line.split() for line in calls.read_text().splitlines()):
+        at_work = at_work | {name} if what == "begins" else at_work - {name}
+        most = max(most, len(at_work))
+    assert most >= 2
+    check_invariants(repo)
+
+
+def test_a_killed_loop_leaves_no_agent_behind(repo):
+    command = "touch at_work; (setsid sleep 4321 &); sleep 4321"
+    loop = start_loop(repo, "--experiments", "2", "--command", command)
+    work = repo / "runs/t/proposals/0001/work"
+    wait_for(lambda: (work / "at_work").exists() and len(processes_in(work)) >= 2)
+    loop.kill()
+    loop.communicate()
+    wait_for(lambda: not processes_in(work))

@@ -4,13 +4,14 @@ import math
 import random
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from run_helpers import GOOD, inside, sleepers
 
 from autoresearch import process
 from autoresearch.run import training
-from autoresearch.run.training import RunOptions, parse_progress, parse_summary, run_training
+from autoresearch.run.training import RunOptions, parse_progress, parse_summary, run_training, traceback_in
 from autoresearch.text import last_lines
 
 
@@ -122,3 +123,25 @@ def test_text_is_read_as_a_terminal_shows_it():
     assert last_lines("a\rb\rc\nd\n\ne\r\n") == "c\nd\ne"
     assert parse_progress("x\n\rstep 1\rstep 2  ") == "step 2"
     assert parse_summary("\n---\na: 1\n\n---\nb: 2.5\nc: nan\nd: text\n").keys() == {"b", "c"}
+
+
+# -----------------------------------------------------------------------------
+# What a crash hands back
+
+
+def test_a_traceback_is_found_wherever_it_begins():
+    log = Path(__file__).with_name("crash_with_a_long_traceback.log").read_text()  # of a real search: 38 lines
+    assert traceback_in(log) == log[log.index("Traceback") :].rstrip()
+    assert traceback_in("all went well\n") == ""
+
+
+def test_a_long_traceback_keeps_the_lines_of_train_py():
+    library = '  File "/lib/torch/_inductor/compile_fx.py", line 1, in compile\n    return inner(graph)\n' * 400
+    ours = '  File "runs/t/0001/seed42/train.py", line {0}, in step\n    loss = model(batch)[{0}]\n'
+    log = f"step 1\nTraceback (most recent call last):\n{ours.format(7)}{library}{ours.format(8)}{library}"
+    log += "torch._dynamo.exc.Unsupported: a graph break\n\nThe above exception was the direct cause of the following "
+    log += f"exception:\n\nTraceback (most recent call last):\n{ours.format(9)}{library}InductorError: no\n"
+    text = traceback_in(log)
+    assert len(text) < 2 * training.TRACEBACK and text.startswith("Traceback") and text.endswith("InductorError: no")
+    assert all(ours.format(number) in text for number in (7, 8, 9)) and "Unsupported: a graph break" in text
+    assert "frames of libraries are left out" in text

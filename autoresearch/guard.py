@@ -1,10 +1,10 @@
 """
-The guard: a small process between the loop and a run, which decides what the run may use up, and ends it.
+The guard: a small process between the loop and what the loop runs, a training or a --command. It ends that process.
 
-It watches processes, memory and disk. It ends the run and everything that the run started, also what went into a
-session of its own, and also when the loop itself is killed. It is a process of its own, so that all orphans of one run
-come back to it and to nobody else. It is started as a file, without site-packages, so it imports the standard library
-only.
+It ends it and everything that it started, also what went into a session of its own, and also when the loop itself is
+killed. Of a training it also limits processes, memory and disk. It is a process of its own, so that all orphans of one
+run come back to it and to nobody else. It is started as a file, without site-packages, so it imports the standard
+library only.
 """
 
 import contextlib
@@ -44,6 +44,13 @@ def start(plan: dict, command: list[str]) -> int:
         return child
     os.setsid()
     on_linux("PR_SET_PDEATHSIG", signal.SIGKILL)
+    if "disk" in plan:
+        limit_training(plan)
+    os.execvp(command[0], command)
+
+
+def limit_training(plan: dict) -> None:
+    """Called in the child: what the kernel itself can limit."""
     lower_limit(resource.RLIMIT_CORE, 0)
     lower_limit(resource.RLIMIT_FSIZE, plan["disk"])
     if sys.platform == "linux":
@@ -53,7 +60,6 @@ def start(plan: dict, command: list[str]) -> int:
         running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
         lower_limit(resource.RLIMIT_NPROC, running + plan["threads"])
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel takes the run
-    os.execvp(command[0], command)
 
 
 def processes_below(top: int) -> list[int]:
@@ -180,12 +186,12 @@ def guard(plan: dict, command: list[str]) -> int:
     """Run `command` within the plan's limits. Ends it, and all that it started, with the loop or at its request."""
     stopped: list[int] = []  # signals that asked for the end
     codes: dict[int, int] = {}  # of the children that have ended
-    due: dict[Callable[[dict], str], float] = {processes_over: 0.0, disk_over: 0.0}
+    due: dict[Callable[[dict], str], float] = {processes_over: 0.0, disk_over: 0.0} if "disk" in plan else {}
     reason = ""
     wake = wake_on_signals(stopped)
     on_linux("PR_SET_PDEATHSIG", 0)  # it notices by itself that the loop is gone, and has things to do then
     on_linux("PR_SET_CHILD_SUBREAPER", 1)
-    plan["cached"] = folder_use(plan["caches"])[0]
+    plan["cached"] = folder_use(plan["caches"])[0] if "caches" in plan else 0
     child = start(plan, command)
     while child not in codes and not reason and not stopped and os.getppid() == plan["parent"]:
         if select.select([wake], [], [], CHECK)[0]:
@@ -198,7 +204,7 @@ def guard(plan: dict, command: list[str]) -> int:
     if ended_by_itself and number in set(signal.Signals):
         memory = "; out of memory?" if number == signal.SIGKILL else ""
         reason = f"the run was killed by {signal.Signals(number).name}{memory}"
-    if reason:
+    if reason and "disk" in plan:
         print(f"\nSandboxError: {reason}", flush=True)
     return 1 if reason or stopped else codes[child] & 255
 

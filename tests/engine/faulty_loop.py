@@ -1,0 +1,63 @@
+"""
+agent_loop.py with faults of its own: what it calls raises, at random or at its n-th call. Started by test_faults.py.
+
+    python faulty_loop.py SEED CHANCE STAGE[:N] ... -- ARGUMENTS OF agent_loop.py
+"""
+
+import itertools
+import os
+import random
+import sys
+
+sys.path.insert(0, os.getcwd())  # the repository of the test
+
+from autoresearch.engine import asking, deciding, fitting, knowledge, queue, running, show, slots, verdicts
+from autoresearch.record import ledger
+
+STAGES = {  # stage: the places by which the engine calls it
+    "ask": [(asking, "make_context")],
+    "propose": [(asking.PROPOSERS, "command"), (asking.PROPOSERS, "constants")],
+    "queue": [(asking, "add_proposal")],
+    "merge": [(queue, "on_best")],
+    "check": [(verdicts, "forbidden"), (fitting, "audit_source")],
+    "commit": [(queue, "write_experiment")],
+    "start": [(running, "start_run")],
+    "run": [(slots, "run_of"), (running, "note_run")],
+    "judge": [(verdicts, "judge_runs"), (knowledge, "pooled_noise")],
+    "record": [(deciding, "write_result")],
+    "table": [(ledger, "row_line")],
+    "branch": [(deciding, "move_branch")],
+    "train.py": [(deciding, "follow_best")],
+    "draw": [(show, "draw_progress")],
+}
+
+
+def faulty(function, stage: str, rng: random.Random, chance: float, only: int | None):
+    count = itertools.count(1)
+
+    def called(*arguments, **options):
+        number = next(count)
+        if number == only or (only is None and rng.random() < chance):
+            raise rng.choice([SystemError, ValueError, RuntimeError, OSError])(f"injected into {stage}")
+        return function(*arguments, **options)
+
+    return called
+
+
+def main() -> None:
+    at = sys.argv.index("--")
+    seed, chance, *stages = sys.argv[1:at]
+    rng = random.Random(seed)
+    for stage in stages:
+        name, _, only = stage.partition(":")
+        for place, attribute in STAGES[name]:
+            names = place if isinstance(place, dict) else vars(place)
+            names[attribute] = faulty(names[attribute], name, rng, float(chance), int(only) if only else None)
+    sys.argv = ["agent_loop.py", *sys.argv[at + 1 :]]
+    import agent_loop
+
+    agent_loop.main()
+
+
+if __name__ == "__main__":
+    main()

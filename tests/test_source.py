@@ -1,0 +1,52 @@
+"""Parsing beside a parsing thread, and how much code a text is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from autoresearch.source import edit_problem
+
+ROOT = Path(__file__).parents[1]
+
+# CPython 3.11 fails with SystemError here when both threads use ast.parse itself: garbage whose finalizer lets the
+# other thread run in the middle of a parse.
+BOTH_PARSE = """
+import sys, threading, time
+from autoresearch.source import parse
+source, errors, count = open("train.py").read(), [], [0, 0]
+class Cycle:
+    def __init__(self): self.me = self
+    def __del__(self): time.sleep(0.001)
+def work(index, until):
+    while time.time() < until and not errors:
+        Cycle()
+        try:
+            parse(source)
+            count[index] += 1
+        except SystemError as error:
+            errors.append(str(error))
+until = time.time() + 4
+threads = [threading.Thread(target=work, args=(index, until)) for index in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(min(count), errors)
+sys.exit(bool(errors) or not min(count))
+"""
+
+
+def test_two_threads_may_parse_at_once():
+    done = subprocess.run([sys.executable, "-c", BOTH_PARSE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_one_place_that_parses():
+    files = [*ROOT.glob("*.py"), *ROOT.glob("autoresearch/**/*.py")]
+    users = [str(path.relative_to(ROOT)) for path in files if "ast.parse(" in path.read_text()]
+    assert users == ["autoresearch/source.py"]
+
+
+def test_an_edit_has_to_be_one():
+    assert edit_problem("A = 1\n", "A = 1\n") == "train.py is unchanged"
+    assert "only comments" in edit_problem("A = 1\n", "A = 1  # one\n")
+    assert "does not parse" in edit_problem("A = 1\n", "A = (\n")
+    assert edit_problem("A = 1\n", "A = 2\n") == ""
