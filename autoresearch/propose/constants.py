@@ -267,9 +267,12 @@ def propose_constants(context: Context) -> Proposal:
     """Change the constants with the steepest slopes. The same seed, number and history give the same proposal."""
     rng = random.Random(f"{context.seed}/{context.number}")
     without_effect, rows = inert(context.rows), judged(context.rows)
-    constants = [c for c in numeric_constants(context.best_source, context.scale) if c.name not in without_effect]
-    if not constants:
+    found = numeric_constants(context.best_source, context.scale)
+    if not found:
         raise CannotPropose("train.py has no numeric constants at its top level that could be changed")
+    constants = [constant for constant in found if constant.name not in without_effect]
+    if not constants:
+        raise NothingLeft("no constant is left whose change has an effect on val_bpb")
     past = [(change, gain_in_noise(row)) for (_, change), row in rows.items()]
     past = [(change, gain) for change, gain in past if math.isfinite(gain)]
     failed = Counter(name for (_, change), row in rows.items() if row.status in FAILED for name, *_ in change)

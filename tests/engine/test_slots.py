@@ -6,6 +6,7 @@ import time
 
 import pytest
 from loop_helpers import (
+    STUB,
     append,
     check_invariants,
     git,
@@ -202,3 +203,12 @@ def test_a_killed_loop_leaves_no_agent_behind(repo):
     loop.kill()
     loop.communicate()
     wait_for(lambda: not processes_in(work))
+
+
+def test_a_proposer_that_has_nothing_left_ends_the_search_at_once(tmp_path, prepared):
+    """One constant without effect on the number: after one change of it there is nothing else to try."""
+    repo = make_repository(tmp_path / "repo", STUB.replace("LEVEL = 2.0", "STEP = 1.5\nLEVEL = 2.0 + 0 * STEP\n"))
+    done = run_loop(repo, "--hours", "5", "--proposer", "constants")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no constant is left whose change has an effect" in done.stdout and "best seen" in done.stdout
+    check_invariants(repo)
