@@ -46,7 +46,7 @@ from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.measure import load_measure
 from autoresearch.engine.queue import Candidate, Queue, Task, restore_queue
 from autoresearch.engine.running import fill_slots
-from autoresearch.engine.session import Session, reload_program
+from autoresearch.engine.session import Session, note_start, reload_program
 from autoresearch.engine.show import Drawing, announce, live_lines
 from autoresearch.engine.slots import make_slots
 from autoresearch.engine.start import check_arguments, locked, make_session
@@ -54,14 +54,17 @@ from autoresearch.files import RECORD, ROOT
 from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
-from autoresearch.record.ledger import Ledger, commit_results
+from autoresearch.record.ledger import Ledger, commit_results, note
 from autoresearch.record.report import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.row import runs_of
 from autoresearch.text import fail, one_line
 
-VERBS: dict[str, str] = {}  # the first word of a command line -> the module whose main(arguments) does it
+VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
+    "status": "autoresearch.engine.status",
+    "report": "autoresearch.engine.report",
+}
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 # -----------------------------------------------------------------------------
@@ -138,8 +141,9 @@ def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     """One session of a search, from coming back to the summary."""
-    drawing = Drawing(session.log)
+    drawing = Drawing(session.log, ledger.repo, ledger.tag)
     restore_queue(ledger, queue, session.log)
+    note_start(session, ledger, len(queue.slots))
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: session.stop.set())
     announce(session, ledger, len(queue.slots))
@@ -148,6 +152,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         console=session.log.console,
         transient=True,
     )
+    reason = "it ended with an error"
     try:
         with view:
             reason = loop(session, ledger, queue, drawing)
@@ -158,6 +163,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
         commit_results(ledger.repo, ledger.branch, results_message(ledger))
+        note(ledger, "ended", {"reason": reason})
     known = knowledge(ledger, session.options.scale)
     drawing.draw_last(ledger.rows, known.confirmed)
     session.log.say(summary(ledger, reason, known.noise, known.confirmed, ledger.spent + queue.spent))

@@ -4,7 +4,7 @@ What the loop is made of: a wing for each of its verbs, on a ground floor that a
     propose/   who writes the next train.py, and what it is told
     run/       one training as a process: limits, sandbox, log, result; on this machine or on a cluster
     judge/     is the number better, and is it true
-    record/    what is kept and shown: rows, journal, git, lines, picture
+    record/    what is kept and shown: rows, journal, git, lines, picture, status, page
     data/      download, documents, tokenizer training, packing: what prepare_data.py does once
     engine/    what agent_loop.py is made of: the one place where the wings meet
 

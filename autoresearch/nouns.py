@@ -61,6 +61,7 @@ class Run:
     result: RunResult
     purpose: str = "judge"  # or "confirm": the best, on a fresh seed
     attempt: int = 0  # how often the experiment had been repaired by then
+    ended: float = math.nan  # time.time()
 
 
 @dataclass(frozen=True)

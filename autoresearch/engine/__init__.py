@@ -11,6 +11,8 @@ What agent_loop.py is made of: the one place where the wings meet.
     faults.py      what a fault of the loop itself costs: one experiment
     limits.py      time, experiments, money and disk that are left
     measure.py     evaluator and data, which must not change while a search goes on
-    show.py        the live lines and the picture
+    show.py        the live lines, the picture and the page
+    status.py      the verb status: where the search stands
+    report.py      the verb report: the page of what was found
     start.py       what is checked before anything is touched
 """

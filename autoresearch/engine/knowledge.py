@@ -47,7 +47,7 @@ def knowledge(ledger: Ledger, scale: str) -> Knowledge:
     return known_after(ledger, scale, len(ledger.rows), len(ledger.confirming))
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(2)  # the loop's ledger, and the one that the page is drawn from
 def known_after(ledger: Ledger, scale: str, rows: int, confirming: int) -> Knowledge:
     """What is known after so many rows and confirming runs."""
     fresh, candidates = ledger.confirming, judged(ledger)

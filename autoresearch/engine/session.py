@@ -3,6 +3,8 @@ What this session was asked for, by its command line and by program.md, and what
 """
 
 import dataclasses
+import math
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import TextIO
 
 from autoresearch.engine.measure import Measure
 from autoresearch.files import ROOT
+from autoresearch.record.ledger import Ledger, note
 from autoresearch.record.log import Log
 from autoresearch.run import sandbox
 from autoresearch.settings import Settings, flat, parse_program
@@ -60,6 +63,14 @@ class Session:
         """Seconds of wall-clock time for one run."""
         budget = self.options.time_budget
         return self.settings.kill_after or max(2 * budget, budget + 180)
+
+
+def note_start(session: Session, ledger: Ledger, slots: int) -> None:
+    """Tell the journal of this session; `status` reads from it what runs now, and how its hours were spent."""
+    options = session.options
+    values = {name: getattr(options, name) for name in ("proposer", "scale", "experiments")}
+    deadline = options.deadline if math.isfinite(options.deadline) else None
+    note(ledger, "session", values | {"process": os.getpid(), "slots": slots, "deadline": deadline})
 
 
 def read_program(path: Path, max_cost: float | None) -> tuple[Settings, str]:

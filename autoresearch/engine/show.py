@@ -1,13 +1,17 @@
 """
-What a person sees while the loop runs: a line per slot, and progress.png, which is drawn beside everything else.
+What a person sees while the loop runs: a line per slot; progress.png and report.html, drawn beside everything else.
 """
 
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import git
+
 from autoresearch.engine.queue import Queue
+from autoresearch.engine.report import report_of_search
 from autoresearch.engine.session import Session
 from autoresearch.files import ROOT
 from autoresearch.nouns import Estimate
@@ -19,7 +23,7 @@ from autoresearch.row import Row
 from autoresearch.run import sandbox
 from autoresearch.text import one_line
 
-DRAW_EVERY = 30.0  # seconds between two drawings of progress.png
+DRAW_EVERY = 30.0  # seconds between two drawings
 
 
 def announce(session: Session, ledger: Ledger, slots: int) -> None:
@@ -53,34 +57,41 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
     return lines
 
 
-def draw(rows: list[Row], log: Log, point: tuple[float, float] | None = None) -> None:
-    """Draw progress.png; that it cannot be drawn is no reason to stop."""
+def draw(what: str, log: Log, make: Callable[[], object]) -> None:
+    """Draw a picture or a page; that it cannot be drawn is no reason to stop."""
     try:
-        draw_progress(rows, ROOT / "progress.png", point)
+        make()
     except Exception as error:
         log.write(traceback.format_exc())
-        log.say(f"   !  progress.png is not drawn: {type(error).__name__}: {one_line(str(error))[:200]}")
+        log.say(f"   !  {what} is not drawn: {type(error).__name__}: {one_line(str(error))[:200]}")
 
 
 @dataclass
 class Drawing:
-    """progress.png, as it was drawn last."""
+    """progress.png and report.html, as they were drawn last."""
 
     log: Log
-    rows: int = 0  # that are on it
-    not_before: float = 0.0  # time.time() before which it is not drawn again
+    repo: git.Git
+    tag: str
+    rows: int = 0  # that are on them
+    not_before: float = 0.0  # time.time() before which they are not drawn again
     thread: threading.Thread | None = None
 
     def draw_if_due(self, rows: list[Row]) -> None:
-        """Draw it anew, in a thread, when there are new rows; but not again and again."""
+        """Draw them anew, in a thread, when there are new rows; but not again and again."""
         if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
             return
         self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
-        self.thread = threading.Thread(target=draw, args=(list(rows), self.log), daemon=True)
+        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None), daemon=True)
         self.thread.start()
 
     def draw_last(self, rows: list[Row], confirmed: Estimate | None) -> None:
         """Draw what a session ends with."""
         if self.thread:
             self.thread.join()
-        draw(rows, self.log, (confirmed.val_bpb, confirmed.standard_error) if confirmed else None)
+        self.draw_both(rows, (confirmed.val_bpb, confirmed.standard_error) if confirmed else None)
+
+    def draw_both(self, rows: list[Row], point: tuple[float, float] | None) -> None:
+        """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
+        draw("progress.png", self.log, lambda: draw_progress(rows, ROOT / "progress.png", point))
+        draw("report.html", self.log, lambda: report_of_search(self.repo, self.tag))

@@ -4,13 +4,16 @@ The ledger: what a search has found out, so that no kill, lost line or deleted f
     results.tsv                      one row per experiment, in the order of decision
     refs/autoresearch/<tag>/NNNN     one commit per experiment; its message holds the whole row, which can be rebuilt
     autoresearch/<tag>               the branch: the baseline and every kept change
-    runs/<tag>/journal.jsonl         every run that ended and every proposal that failed, in the order in which they did
+    runs/<tag>/journal.jsonl         every run that ended, every proposal that failed, every session's start and end,
+                                     in the order in which they happened
 """
 
 import dataclasses
 import itertools
 import json
+import math
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +42,22 @@ class Failure:
     reason: str
     cost: float
     tokens: int
+    at: float = math.nan  # time.time()
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One session of the loop, as the journal tells of it."""
+
+    start: float  # time.time()
+    process: int
+    proposer: str
+    scale: str
+    slots: int
+    deadline: float | None  # time.time(), with --hours
+    experiments: int | None  # --experiments
+    last: float  # time.time() of the last that is known of it
+    reason: str = ""  # why it ended; "" while it runs, and for ever where it was killed
 
 
 @dataclass(eq=False)
@@ -52,6 +71,7 @@ class Ledger:
     runs_by_number: dict[int, list[Run]] = field(default_factory=dict)  # the same by experiment
     failures: list[Failure] = field(default_factory=list)
     taken: set[int] = field(default_factory=set)  # numbers of experiments, decided or not
+    sittings: list[Sitting] = field(default_factory=list)
     sources: dict[int, str] = field(default_factory=dict)  # the train.py of kept experiments, which never changes
 
     @property
@@ -150,9 +170,9 @@ class Ledger:
 # Journal
 
 
-def read_journal(ledger: Ledger) -> None:
-    """Take in all events, oldest first; what a kill cut short is left out."""
-    path = ledger.folder / "journal.jsonl"
+def read_journal(ledger: Ledger, path: Path | None = None) -> None:
+    """Take in all events, oldest first; what a kill cut short is left out. `path`: in place of the search's own."""
+    path = path or ledger.folder / "journal.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             event = json.loads(line)
@@ -162,19 +182,24 @@ def read_journal(ledger: Ledger) -> None:
 
 
 def take_in(ledger: Ledger, event: dict) -> None:
-    kind = event.pop("event")
+    kind, at = event.pop("event"), event.pop("at", math.nan)  # older journals do not tell the time
     if kind == "failed":
-        ledger.failures.append(Failure(**event))
+        ledger.failures.append(Failure(**event, at=at))
     elif kind == "run":
         own = {name: event.pop(name) for name in ("number", "seed", "purpose", "attempt")}
-        run = Run(result=RunResult(**event), **own)
+        run = Run(result=RunResult(**event), **own, ended=at)
         ledger.runs.append(run)
         ledger.runs_by_number.setdefault(run.number, []).append(run)
+    elif kind == "session":
+        ledger.sittings.append(Sitting(**event, start=at, last=at))
+    if ledger.sittings:
+        reason = event["reason"] if kind == "ended" else ""
+        ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], last=at, reason=reason)
 
 
 def note(ledger: Ledger, event: str, values: dict) -> None:
     """Add an event to the journal, and take it in as it will be read again."""
-    line = json.dumps({"event": event} | values)
+    line = json.dumps({"event": event, "at": round(time.time(), 2)} | values)
     ledger.folder.mkdir(parents=True, exist_ok=True)
     append_line(ledger.folder / "journal.jsonl", line + "\n")
     take_in(ledger, json.loads(line))

@@ -1,0 +1,279 @@
+"""
+Where a search stands: one dictionary, which is the --json of `status`, and the same as lines and tables for a person.
+docs/status.md says what each of them means.
+"""
+
+import json
+import math
+import re
+import statistics
+import time
+from bisect import bisect
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch.nouns import Estimate, Noise
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.reading import Now, read_if_there
+from autoresearch.row import Row, runs_of
+from autoresearch.text import one_line
+
+VERSION = 1  # of the dictionary; a change of a key's meaning raises it
+WINDOW = 12  # experiments that the trajectory looks back on
+END = "the end of the session"  # what idle slots wait for when nothing else comes
+FAILED = ("crash", "timeout", "invalid")
+Table = tuple[str, list[str], list[list[Any]]]  # (title, heads, rows); a column whose head begins with > is of numbers
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """What the judge makes of a ledger, in numbers."""
+
+    noise: Noise  # of a run
+    sigma: float  # the same with its seed's offset taken off: what a gain is measured against
+    best: Estimate  # the believed true value of the best
+    confirmed: Estimate | None  # the mean of the best's fresh seeds
+    gains: dict[int, tuple[float, float]]  # by experiment: P(truly better than the best it was tried on), believed gain
+
+
+# -----------------------------------------------------------------------------
+# What was found
+
+
+def trajectory(beliefs: Beliefs | None, kept: set[int]) -> dict:
+    """Improving, plateauing or stuck: by what is believed of the last experiments, not by their lucky numbers."""
+    last = dict(list(beliefs.gains.items())[-WINDOW:]) if beliefs else {}
+    gained = sum(gain for number, (_, gain) in last.items() if number in kept)
+    promising = sum(better for better, _ in last.values())
+    word = "too early to say"
+    if beliefs and len(last) >= WINDOW // 2:
+        stuck = promising < 1 and not kept & last.keys()
+        word = "improving" if gained >= beliefs.sigma else "stuck" if stuck else "plateauing"
+    return {"word": word, "experiments": len(last), "believed_gain": gained, "expected_better": promising}
+
+
+def found(ledger: Ledger, beliefs: Beliefs | None) -> dict:
+    """Baseline, best, and the gain between them with its 95 % interval."""
+    if not ledger.kept:
+        return dict.fromkeys(("baseline", "best", "gain", "noise"))
+    first, best, confirmed = ledger.kept[0], ledger.best, beliefs and beliefs.confirmed
+    sure = confirmed or (beliefs.best if beliefs else Estimate(best.val_bpb, math.nan, 0))
+    repeats, noise = len(runs_of(first)) or 1, beliefs.noise if beliefs else Noise(math.nan, 0)
+    gain, error = first.val_bpb - sure.val_bpb, 1.96 * math.hypot(sure.standard_error, noise.sigma / math.sqrt(repeats))
+    of = "confirmed" if confirmed else "believed" if beliefs else "seen"
+    interval = {"value": gain, "low": gain - error, "high": gain + error}
+    seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
+    return {
+        "baseline": {"val_bpb": first.val_bpb, "runs": repeats},
+        "best": seen | {"confirmed": vars(confirmed) if confirmed else None, "test": None},  # test: not scored yet
+        "gain": interval | {"percent": 100 * gain / first.val_bpb, "of": of},
+        "noise": vars(noise) if beliefs else None,
+    }
+
+
+def expectations(ledger: Ledger) -> dict[str, list[tuple[float, float]]]:
+    """proposer -> (expected, measured) gains. Behind --command the description may say it: (expect +0.01)."""
+    starts = [sitting.start for sitting in ledger.sittings]
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for row in ledger.rows:
+        said = re.search(r"\(expect ([+-]?\d+(?:\.\d+)?)", row.description)
+        expected = row.expected if math.isfinite(row.expected) else float(said[1]) if said else math.nan
+        if math.isfinite(expected) and math.isfinite(row.gain):
+            begun = time.mktime(time.strptime(row.started, "%Y-%m-%dT%H:%M:%S")) if row.started else 0
+            name = ledger.sittings[max(bisect(starts, begun + 1) - 1, 0)].proposer if starts else "all"
+            pairs.setdefault(name, []).append((expected, row.gain))
+    return pairs
+
+
+def calibration(name: str, pairs: list[tuple[float, float]]) -> dict:
+    """How good a proposer's expectations are. bias: expected - measured, on average."""
+    expected, measured = zip(*pairs, strict=True)
+    varied = len(set(expected)) > 1 and len(set(measured)) > 1
+    correlation = statistics.correlation(expected, measured) if varied else None
+    bias = statistics.fmean(expected) - statistics.fmean(measured)
+    return {"proposer": name, "experiments": len(pairs), "correlation": correlation, "bias": bias}
+
+
+def categories(rows: list[Row]) -> list[dict]:
+    """By category, the most tried first; none where no proposer gave any."""
+    counts = Counter((row.category, row.status) for row in rows)
+    tried = Counter(row.category for row in rows) if any(row.category for row in rows) else Counter()
+    failed = {name: sum(counts[name, status] for status in FAILED) for name in tried}
+    return [
+        {"category": name or "none given", "tried": count, "kept": counts[name, "keep"], "failed": failed[name]}
+        for name, count in tried.most_common()
+    ]
+
+
+# -----------------------------------------------------------------------------
+# What it took
+
+
+def slot_hours(ledger: Ledger) -> tuple[float, dict[str, float]]:
+    """(slot-hours busy, slot-hours idle by reason): an idle slot waited for what came next."""
+    marks, seen, begun = [(failure.at, 0, "a proposal that failed") for failure in ledger.failures], set(), set()
+    for run in ledger.runs:
+        what = (run.seed, run.result.val_bpb)
+        if run.result.status != "ok" or what not in seen:  # a second look notes its first runs again
+            why = "another run of an experiment" if run.number in begun else "a proposal"
+            marks += [(run.ended - run.result.seconds, 1, why), (run.ended, -1, why)]
+            seen.add(what)
+            begun.add(run.number)
+    marks = sorted(mark for mark in marks if mark[0] > 0)  # older journals do not tell the time
+    busy, idle = 0.0, dict.fromkeys([why for _, _, why in marks], 0.0) | {END: 0.0}
+    for sitting in ledger.sittings:
+        before, running = sitting.start, 0
+        inside = marks[bisect(marks, (before,)) : bisect(marks, (sitting.last, 2))]
+        for at, change, why in [*inside, (sitting.last, 0, END)]:
+            busy += min(running, sitting.slots) * (at - before) / 3600
+            idle[why] += max(sitting.slots - running, 0) * (at - before) / 3600
+            before, running = at, max(running + change, 0)
+    return busy, idle
+
+
+def pace(ledger: Ledger, alive: bool) -> dict:
+    """Experiments per hour, and how the slots spent their time. Nulls where no session is noted."""
+    hours = sum(sitting.last - sitting.start for sitting in ledger.sittings) / 3600
+    busy, idle = slot_hours(ledger)
+    now = ledger.sittings[-1] if alive else None
+    return {
+        "hours": hours or None,
+        "experiments_per_hour": ledger.tried / hours if hours else None,
+        "slot_busy_share": busy / (busy + sum(idle.values())) if hours else None,
+        "idle_slot_hours": idle,
+        "hours_left": max(now.deadline - time.time(), 0) / 3600 if now and now.deadline else None,
+        "experiments_wanted": now.experiments if now else None,
+    }
+
+
+def cost(ledger: Ledger) -> dict:
+    """Dollars and tokens, and the share of the input that came from the API's cache."""
+    texts = map(read_if_there, ledger.folder.glob("[0-9]*/proposal.json") if ledger.tag else ())
+    usages = [json.loads(text)["usage"] for text in texts if text]
+    new, read, written = (sum(each.get(k, 0) for each in usages) for k in ("input", "cache_read", "cache_write"))
+    return {
+        "dollars": ledger.spent,
+        "tokens": ledger.tokens,
+        "cache_share": read / (new + read + written) if new + read + written else None,
+        "dollars_per_kept": ledger.spent / (len(ledger.kept) - 1) if len(ledger.kept) > 1 else None,
+        "failed_dollars": sum(failure.cost for failure in ledger.failures),
+        "failed_tokens": sum(failure.tokens for failure in ledger.failures),
+    }
+
+
+# -----------------------------------------------------------------------------
+# All of it
+
+
+def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) -> dict:
+    """The dictionary; `beliefs` None where no noise is known, as in a table of five columns."""
+    counts = Counter(row.status for row in ledger.rows)
+    columns = ("number", "status", "val_bpb", "gain", "description", "reason")
+    numbers = {"tried": ledger.tried, "kept": max(counts["keep"] - 1, 0), "discarded": counts["discard"]}
+    numbers |= {"crashed": counts["crash"], "timed_out": counts["timeout"], "invalid": counts["invalid"]}
+    numbers["failed_proposals"] = len(ledger.failures)
+    status = {
+        "version": VERSION,
+        "search": name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "alive": now.alive,
+        "trajectory": trajectory(beliefs, {row.number for row in ledger.kept}),
+        **found(ledger, beliefs),
+        "experiments": numbers,
+        "pace": pace(ledger, now.alive),
+        "cost": cost(ledger),
+        "running": now.running,
+        "waiting": now.waiting,
+        "expectations": [calibration(*each) for each in expectations(ledger).items()],
+        "categories": categories(ledger.rows[1:]),
+        "last": [{column: getattr(row, column) for column in columns} for row in ledger.rows[-10:]],
+    }
+    return json.loads(json.dumps(status), parse_constant=lambda _: None)  # null for every number that is none
+
+
+# -----------------------------------------------------------------------------
+# For a person
+
+
+def say(pattern: str, value: float | None) -> str:
+    """A number in its pattern, nothing for null and nan."""
+    return "" if value is None or not math.isfinite(value) else pattern.format(value)
+
+
+def headline(status: dict) -> str:
+    """The one line: which search, how it goes, whether it runs, how long still."""
+    left = say(", {:.1f} hours left", status["pace"]["hours_left"])
+    left += say(", until {} experiments", status["pace"]["experiments_wanted"])
+    return (
+        f"{status['search']}: {status['trajectory']['word']}, {'running' + left if status['alive'] else 'not running'}"
+    )
+
+
+def facts(status: dict) -> list[tuple[str, str, str]]:
+    """(name, number, what it rests on): the head of `status` and of the page."""
+    base, best, gain, noise = (status[name] for name in ("baseline", "best", "gain", "noise"))
+    way, counts, pace, cost = (status[name] for name in ("trajectory", "experiments", "pace", "cost"))
+    lines = []
+    if best:
+        lines += [("baseline", f"{base['val_bpb']:.6f}", f"{base['runs']} run{'s' * (base['runs'] > 1)}")]
+        lines += [("best seen", f"{best['val_bpb']:.6f}", f"experiment {best['number']}: {best['description']}")]
+        if fresh := best["confirmed"]:
+            about = f"± {fresh['standard_error']:.6f}, {fresh['runs']} fresh seed{'s' * (fresh['runs'] > 1)}"
+            lines += [("best confirmed", f"{fresh['val_bpb']:.6f}", about)]
+        interval = say("{:+.6f}", gain["low"]) + say(" to {:+.6f} (95 %), ", gain["high"])
+        about = f"{interval}{gain['percent']:.2f} % of the baseline, as {gain['of']}"
+        lines += [("gain", f"{gain['value']:+.6f}", about)]
+    if noise:
+        about = f"standard deviation, {noise['degrees_of_freedom']:.0f} degrees of freedom"
+        lines += [("noise of a run", f"{noise['sigma']:.6f}", about)]
+    about = ", ".join(
+        f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "tried"
+    )
+    lines += [("experiments", str(counts["tried"]), about)]
+    if way["experiments"]:
+        about = f"of the last {way['experiments']}, {way['expected_better']:.1f} are expected to be truly better; "
+        lines += [("trajectory", way["word"], f"{about}what was kept gained {way['believed_gain']:.6f}")]
+    if pace["hours"]:
+        idle = ", ".join(f"{hours:.2f} h for {why}" for why, hours in pace["idle_slot_hours"].items() if hours > 0.005)
+        about = f"experiments, in {pace['hours']:.2f} hours; slots busy {pace['slot_busy_share']:.0%}"
+        about += f", idle {idle}" if idle else ""
+        lines += [("per hour", f"{pace['experiments_per_hour']:.1f}", about)]
+    if cost["tokens"]:
+        about = f"{cost['tokens']:,} tokens" + say(", {:.0%} of the input from the cache", cost["cache_share"])
+        about += say("; ${:.2f} per kept change", cost["dollars_per_kept"])
+        about += f"; ${cost['failed_dollars']:.2f} and {cost['failed_tokens']:,} tokens on proposals that failed"
+        lines += [("spent", f"${cost['dollars']:.2f}", about)]
+    return lines
+
+
+def tables(status: dict) -> list[Table]:
+    """The rest of it. The page has the first three in other places."""
+    running = [[*map(each.get, ("number", "seed", "progress", "description"))] for each in status["running"]]
+    last = [[*each.values()][:-1] for each in status["last"]]
+    last = [[*row[:2], say("{:.6f}", row[2] or None), say("{:+.6f}", row[3]), *row[4:]] for row in last]
+    told = [[*each.values()] for each in status["expectations"]]
+    told = [[*row[:2], say("{:+.2f}", row[2]), say("{:+.6f}", row[3])] for row in told]
+    return [
+        ("running", [">number", ">seed", "progress", "what"], running),
+        ("waiting", ["what"], [[text] for text in status["waiting"]]),
+        ("last ten", [">number", "status", ">val_bpb", ">gain", "what"], last),
+        ("expected against measured gain", ["proposer", ">experiments", ">correlation", ">expected - measured"], told),
+        ("by category", ["category", ">tried", ">kept", ">failed"], [[*c.values()] for c in status["categories"]]),
+    ]
+
+
+def table_lines(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
+    """A table as text, nothing without rows."""
+    cells = [[head.removeprefix(">") for head in heads], *([one_line(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    forms = [f"{'>' if head[0] == '>' else '<'}{width}" for head, width in zip(heads, widths, strict=True)]
+    lines = ["  ".join(map(format, row, forms)).rstrip() for row in cells]
+    return ["", title, *(f"  {line}" for line in lines)] if rows else []
+
+
+def status_text(status: dict) -> str:
+    """What a person reads in one look."""
+    width = max(len(number) for _, number, _ in facts(status))
+    lines = [f"{name:14}  {number:>{width}}  {one_line(about)}".rstrip() for name, number, about in facts(status)]
+    return "\n".join([headline(status), "", *lines, *(line for each in tables(status) for line in table_lines(*each))])

@@ -1,0 +1,239 @@
+"""The page as it is used: in a real headless Chromium, of the example search and of one with odd text."""
+
+import json
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pandas
+import pytest
+from loop_helpers import ROOT, make_repository
+from searches import make_rows, write_search, write_table
+
+from autoresearch.engine.report import report_of_table
+from autoresearch.record.page import ticks
+from autoresearch.row import row_line
+
+EXAMPLE = ROOT / "docs/example"
+CHROMIUM = [path for name in ("chromium", "chromedriver") if (path := shutil.which(name))]
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+    "disable-sync window-size=1100,900"
+)
+in_browser = pytest.mark.skipif(len(CHROMIUM) < 2, reason="chromium and chromedriver are not installed")
+FIVE = ("commit", "val_bpb", "memory_gb", "status", "description")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One Chromium for all tests here, with its console and its network told."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM[0]
+    for flag in [*FLAGS.split(), f"user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, Service(CHROMIUM[1])) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def long_search(tmp_path_factory) -> Path:
+    """The page of 700 experiments, as `report` writes it."""
+    folder = make_repository(tmp_path_factory.mktemp("long") / "repo")
+    write_search(folder, 700)
+    done = subprocess.run([sys.executable, "agent_loop.py", "report"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def open_page(browser, path: Path) -> None:
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(path.resolve().as_uri())
+
+
+def check_quiet(browser, path: Path) -> None:
+    """No error in the console, and no request but for the page itself."""
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert urls - {path.resolve().as_uri()} <= {"data:,"}
+
+
+def column(browser, number: int) -> list[str]:
+    """The texts of a column of the large table, of the rows that are shown."""
+    script = "return [...document.querySelectorAll('#rows tbody tr:not([hidden])')].map(r => r.cells[%d].textContent)"
+    return browser.execute_script(script % number)
+
+
+def type_in(browser, words: str) -> None:
+    field = browser.find_element("id", "filter")
+    field.clear()
+    field.send_keys(words + " ")
+
+
+# -----------------------------------------------------------------------------
+# In the browser
+
+
+@in_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+def test_sorting_filtering_folding(browser, long_search):
+    open_page(browser, long_search)
+    heads = browser.find_elements("css selector", "#rows th")
+    assert column(browser, 0) == [str(n) for n in range(700)]
+    heads[2].click()
+    values = column(browser, 2)
+    numbers = [float(value) for value in values if value]
+    assert numbers == sorted(numbers) and "" not in values[: len(numbers)] and len(values) == 700
+    heads[2].click()
+    assert [float(value) for value in column(browser, 2) if value] == numbers[::-1]
+    assert heads[2].get_attribute("aria-sort") == "descending"
+    heads[10].click()
+    assert column(browser, 0) != [str(n) for n in range(700)]
+
+    type_in(browser, "MATRIX_LR optimizer")
+    shown = column(browser, 10)
+    assert 0 < len(shown) < 700 and all("MATRIX_LR" in text and "optimizer" in text for text in shown)
+    assert browser.find_element("id", "count").text == f"{len(shown)} of 700"
+    browser.find_element("css selector", "#status option:nth-child(2)").click()  # in alphabetical order: crash
+    assert set(column(browser, 1)) == {"crash"}
+
+    fold = browser.find_element("css selector", "tr.has + tr details")
+    assert not fold.find_element("css selector", "pre").is_displayed()
+    fold.find_element("css selector", "summary").click()
+    lines = fold.find_elements("css selector", ".plus, .minus")
+    assert lines and all(line.is_displayed() for line in lines)
+    check_quiet(browser, long_search)
+
+
+@in_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+def test_odd_text_is_text(browser, long_search):
+    """Nothing that a model or a log wrote becomes an element, and all of it can be read."""
+    open_page(browser, long_search)
+    assert browser.title.startswith("autoresearch/t: ")
+    tags = "return document.getElementsByTagName(arguments[0]).length"
+    assert [browser.execute_script(tags, tag) for tag in ("script", "img", "i", "b")] == [1, 0, 0, 0]
+    text = browser.execute_script("return document.body.textContent")
+    for part in ("<script>document.title = 'taken over'</script>", "<img src=x onerror=alert(1)>", "🚀", "{{ 7 * 7 }}"):
+        assert part in text
+    dot = browser.find_element("css selector", "circle[class=keep]")
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))", dot)
+    assert browser.find_element("css selector", ".said").text.startswith("0 keep (0.99")
+    check_quiet(browser, long_search)
+
+
+@in_browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+@pytest.mark.parametrize("width", [360, 1100])
+def test_the_example_fits_phone_and_desk(browser, tmp_path, width):
+    shutil.copytree(EXAMPLE, tmp_path / "example")
+    page = report_of_table(tmp_path / "example/results.tsv")
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    open_page(browser, page)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    folds = browser.find_elements("css selector", "tr.has + tr details")
+    assert len(folds) == 11
+    folds[0].find_element("css selector", "summary").click()
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    check_quiet(browser, page)
+
+
+# -----------------------------------------------------------------------------
+# Tables
+
+
+def test_the_example_in_the_repository_is_what_its_files_give(tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "example")
+    (tmp_path / "example/report.html").unlink()
+    page = report_of_table(tmp_path / "example/results.tsv").read_text()
+    stored = (EXAMPLE / "report.html").read_text()
+    without_time = [line for line in page.splitlines() if "As of " not in line]
+    assert without_time == [line for line in stored.splitlines() if "As of " not in line]
+    assert len(stored) < 500_000
+    for part in (
+        "1.655205",
+        "1.327970",
+        "1.327757",
+        "19.78 %",
+        "11 kept, 30 discarded, 2 crashed",
+        "3 failed proposals",
+    ):
+        assert part in page
+
+
+def public_table(path: Path) -> Path:
+    """Five columns, as the public recipe writes them: no numbers, no gains."""
+    rows = [[row_line(row).split("\t")[n] for n in range(5)] for row in make_rows(40)]
+    rows.append(["abc1234", "", "", "CRASH", "out of memory"])
+    path.write_text("\n".join("\t".join(cells) for cells in [FIVE, *rows]) + "\n\n")
+    return path
+
+
+def test_the_public_recipes_table(tmp_path):
+    page = report_of_table(public_table(tmp_path / "results.tsv")).read_text()
+    rows = make_rows(40)
+    kept = [row for row in rows if row.status == "keep"]
+    assert f"{kept[-1].val_bpb:.6f}" in page and 'id="e40"' in page and "out of memory" in page
+    assert f"{kept[0].val_bpb - kept[-1].val_bpb:+.6f}" in page and "too early to say" in page
+    assert page.count('<circle class="keep"') == len(kept) and "degrees of freedom" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("number\tgain\n1\t2\n", "is no results.tsv"),
+        ("\t".join(FIVE) + "\nabc\tlow\t0.1\tkeep\tbaseline\n", "line 2: five columns are expected"),
+        (None, "is not there"),
+    ],
+)
+def test_a_table_that_is_none(tmp_path, text, said):
+    path = tmp_path / "table.tsv"
+    if text:
+        path.write_text(text)
+    command = [sys.executable, "agent_loop.py", "report", "--results", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_table_without_a_keep_gives_a_page(tmp_path):
+    (tmp_path / "results.tsv").write_text("\t".join(FIVE) + "\nabc\t0.000000\t0.0\tcrash\tbaseline\n")
+    assert 'id="e0"' in report_of_table(tmp_path / "results.tsv").read_text()
+
+
+def test_the_public_analysis_reads_our_table(tmp_path):
+    """What its notebook does: the five columns by name, the verdicts counted, the best so far over what was kept."""
+    rows = make_rows(60)
+    table = pandas.read_csv(write_table(tmp_path / "results.tsv", rows), sep="\t")
+    table["val_bpb"] = pandas.to_numeric(table["val_bpb"], errors="coerce")
+    table["memory_gb"] = pandas.to_numeric(table["memory_gb"], errors="coerce")
+    table["status"] = table["status"].str.strip().str.upper()
+    counts = table["status"].value_counts()
+    kept = table[table["status"] == "KEEP"]
+    assert counts["KEEP"] == len([row for row in rows if row.status == "keep"]) and counts.sum() == 60
+    assert list(table.columns[:5]) == list(FIVE) and table["memory_gb"].notna().all()
+    assert kept["val_bpb"].cummin().iloc[-1] == kept["val_bpb"].iloc[-1] == pytest.approx(rows_best(rows), abs=1e-6)
+    assert table["description"].notna().all()
+
+
+def rows_best(rows) -> float:
+    return min(row.val_bpb for row in rows if row.status == "keep")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.32, 1.68), (-0.15, 0.12), (0, 700), (0.97, 0.9701)])
+def test_ticks_are_few_round_and_inside(low, high):
+    numbers = [float(text) for text in ticks(low, high)]
+    assert 4 <= len(numbers) <= 10 and low <= numbers[0] and numbers[-1] <= high + 1e-9
+    steps = {round(after - before, 9) for before, after in pairwise(numbers)}
+    assert len(steps) == 1
