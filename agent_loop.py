@@ -64,6 +64,7 @@ from autoresearch.text import fail, one_line
 VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
     "status": "autoresearch.engine.status",
     "report": "autoresearch.engine.report",
+    "check": "autoresearch.engine.check",
 }
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 

@@ -20,7 +20,7 @@ import resource
 import sys
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
@@ -110,11 +110,13 @@ FINAL_LR_FRACTION = 0.05
 # -----------------------------------------------------------------------------
 # Attention
 
+use = {"varlen_attn": True}  # until it was tried: see fast_paths
+
 
 def attend(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) in which a position sees itself and `window` - 1 before it."""
     T = q.size(1)
-    if window < T and q.is_cuda:
+    if window < T and q.is_cuda and use["varlen_attn"]:
         return flash_window(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if window < T:
@@ -145,23 +147,15 @@ def band_mask(T, window, device):
 # Model
 
 
-@dataclass
-class GPTConfig:
-    vocab_size: int
-    sequence_length: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    windows: list[int]  # per layer, in tokens
-
-
 def build_config(depth, vocab_size, sequence_length):
-    """Everything that follows from the depth."""
+    """Everything that follows from the depth. Windows are per layer, in tokens."""
     n_head = math.ceil(depth * ASPECT_RATIO / HEAD_DIM)
     short = min(max(1, int(sequence_length * SHORT_WINDOW)), sequence_length)
     letters = itertools.islice(itertools.cycle(WINDOW_PATTERN), depth - 1)
     windows = [short if letter == "S" else sequence_length for letter in letters] + [sequence_length]
-    return GPTConfig(vocab_size, sequence_length, depth, n_head, n_head * HEAD_DIM, windows)
+    shape = {"n_layer": depth, "n_head": n_head, "n_embd": n_head * HEAD_DIM, "windows": windows}
+    value_layers = range((depth - 1) % 2, depth, 2)  # alternate ones, the last included
+    return SimpleNamespace(vocab_size=vocab_size, sequence_length=sequence_length, value_layers=value_layers, **shape)
 
 
 def norm(x):
@@ -180,11 +174,6 @@ def bigram_hash(idx):
     return (before * 36_313 + idx * 27_191) % BIGRAM_ROWS
 
 
-def has_value_embedding(layer, n_layer):
-    """Alternate layers, the last included."""
-    return (n_layer - 1 - layer) % 2 == 0
-
-
 class Block(nn.Module):
     """Attention and MLP, each on the normed stream and added to it."""
 
@@ -196,8 +185,7 @@ class Block(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False)
         self.fc = nn.Linear(dim, 4 * dim, bias=False)
         self.fc_proj = nn.Linear(4 * dim, dim, bias=False)
-        gated = has_value_embedding(layer, config.n_layer)
-        self.gate = nn.Linear(GATE_CHANNELS, config.n_head, bias=False) if gated else None
+        self.gate = nn.Linear(GATE_CHANNELS, self.n_head, bias=False) if layer in config.value_layers else None
 
     def attention(self, x, value_embedding, cos, sin):
         B, T, dim = x.shape
@@ -219,21 +207,18 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        dim, layers = config.n_embd, config.n_layer
-        self.embedding = nn.Embedding(config.vocab_size, dim)
+        dim, layers, vocab_size = config.n_embd, config.n_layer, config.vocab_size
+        self.embedding = nn.Embedding(vocab_size, dim)
         self.bigram_embedding = nn.Embedding(BIGRAM_ROWS, dim)
-        self.value_embeddings = nn.ModuleDict(
-            {str(i): nn.Embedding(config.vocab_size, dim) for i in range(layers) if has_value_embedding(i, layers)}
-        )
+        self.value_embeddings = nn.ModuleDict({str(i): nn.Embedding(vocab_size, dim) for i in config.value_layers})
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(layers))
-        self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         self.residual_scalars = nn.Parameter(torch.linspace(RESIDUAL_FIRST, RESIDUAL_LAST, layers))
         self.x0_scalars = nn.Parameter(torch.linspace(X0_FIRST, X0_LAST, layers))
         self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
         self.smear_scalar = nn.Parameter(torch.tensor(0.0))
         self.backout_scalar = nn.Parameter(torch.tensor(BACKOUT_INIT))
-        head_dim = dim // config.n_head
-        frequencies = ROTARY_BASE ** -(torch.arange(0, head_dim, 2) / head_dim)
+        frequencies = ROTARY_BASE ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
         angles = torch.outer(torch.arange(config.sequence_length), frequencies)[None, :, None]
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -436,27 +421,15 @@ def build_optimizers(model):
     return [muon, adamw]
 
 
-def lr_multiplier(progress):
-    """1, then linearly down to FINAL_LR_FRACTION over the last WARMDOWN_FRACTION of the budget."""
-    left = min(1.0, (1 - progress) / WARMDOWN_FRACTION)
-    return left + (1 - left) * FINAL_LR_FRACTION
-
-
-def muon_momentum(step, progress):
-    """Up over the first steps, down again with the learning rate."""
-    warm = min(step / MOMENTUM_WARMUP_STEPS, 1)
-    momentum = MUON_MOMENTUM_FIRST + (MUON_MOMENTUM - MUON_MOMENTUM_FIRST) * warm
-    left = min(1.0, (1 - progress) / WARMDOWN_FRACTION)
-    return left * momentum + (1 - left) * MUON_MOMENTUM_LAST
-
-
 def set_schedule(optimizers, step, progress):
-    """Rates for this step; Muon's weight decay falls to zero along a cosine."""
+    """Rates for this step. Muon's momentum warms up over the first steps; its weight decay falls along a cosine."""
     muon, adamw = optimizers
+    left = min(1.0, (1 - progress) / WARMDOWN_FRACTION)  # 1, then linearly down to 0 over the last part of the budget
     for group in muon.param_groups + adamw.param_groups:
-        group["lr"] = group["first_lr"] * lr_multiplier(progress)
+        group["lr"] = group["first_lr"] * (left + (1 - left) * FINAL_LR_FRACTION)
+    momentum = MUON_MOMENTUM_FIRST + (MUON_MOMENTUM - MUON_MOMENTUM_FIRST) * min(step / MOMENTUM_WARMUP_STEPS, 1)
     for group in muon.param_groups:
-        group["momentum"] = muon_momentum(step, progress)
+        group["momentum"] = left * momentum + (1 - left) * MUON_MOMENTUM_LAST
         group["weight_decay"] = group["first_weight_decay"] * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -536,8 +509,54 @@ def start_reading(loss):
 def stop_if_diverged(value, step):
     """End the run with exit code 1 where the loss is NaN or twice that of guessing."""
     if not value < 2 * math.log(config.vocab_size):
-        print(f"\nloss is {value} at step {step}: training has diverged")
-        sys.exit(1)
+        sys.exit(f"\nloss is {value} at step {step}: training has diverged")
+
+
+def trial(batch, rows):
+    """Loss, weights and gradients after a step, for `rows` copies of a batch's first row: any number gives the same."""
+    undo_steps(weights)
+    for p in model.parameters():  # with such gradients rounding hardly changes the step, and no matrix stays zero
+        p.grad = torch.eye(*p.shape[-2:], device=device).expand_as(p) if p.ndim > 1 else torch.ones_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+    with autocast:
+        loss = mean_loss(model, *(x[:1].repeat(rows, 1) for x in batch[:2]))
+    loss.backward()
+    large = [p for p in model.parameters() if p.numel() > 10_000 and p.grad is not None]
+    return [loss.detach(), *(p.detach().clone() for p in large), *(p.grad for p in large)]
+
+
+# What is not plain PyTorch: a switch, and what takes its place where it does not work on this machine.
+fast_paths = {"fused AdamW": (lambda on: [g.update(fused=on) for g in optimizers[1].param_groups], "plain AdamW")}
+if device == "cuda":
+    fast_paths |= {
+        "windowed attention: varlen_attn": (lambda on: use.update(varlen_attn=on), "SDPA with a mask"),
+        "full attention: FlashAttention-2": (torch.backends.cuda.enable_flash_sdp, "SDPA without it"),
+        "full attention: cuDNN": (torch.backends.cuda.enable_cudnn_sdp, "SDPA without it"),
+        "torch.compile": (lambda on: torch.compiler.set_stance("default" if on else "force_eager"), "eager mode"),
+    }
+
+
+def use_fast_paths(batch):
+    """Switch on what gives the numbers of plain PyTorch up to bf16's rounding; for the rest, a line says why not."""
+    for switch, _ in fast_paths.values():
+        switch(False)
+    expected = trial(batch, 1)
+    for name, (switch, instead) in list(fast_paths.items()):
+        switch(True)
+        try:
+            results = trial(batch, len(batch[0]) if name == "torch.compile" else 1)  # compiled for whole batches
+            for x, y in zip(results, expected, strict=True):
+                error = ((x - y).norm() / y.norm().clamp_min(1e-9)).item()  # rounding makes 0.1 of it, nonsense 1
+                assert error < 0.3, f"its numbers are off by {error:.0%}"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            print(f"{name} failed ({reason[:200]}); using {instead}, slower")
+            fast_paths.pop(name)[0](False)  # switched off, for good
+    undo_steps(weights)
 
 
 def fits_in_memory(batch):
@@ -546,6 +565,7 @@ def fits_in_memory(batch):
     if device == "cuda" and kept > torch.cuda.mem_get_info()[0]:
         return False  # spares the compilation of what can't fit
     try:
+        use_fast_paths(batch)
         for _ in range(2):
             train_step(itertools.repeat(batch), 0, 0.0).item()
     except torch.OutOfMemoryError:
@@ -556,8 +576,8 @@ def fits_in_memory(batch):
 def undo_steps(weights):
     """Put everything back to where the seed set it."""
     model.load_state_dict(weights)
+    model.zero_grad()
     for optimizer in optimizers:
-        optimizer.zero_grad()
         optimizer.state.clear()
     torch.manual_seed(SEED)
 
@@ -577,11 +597,11 @@ while True:
     passes = next(n for n in range(2 * passes, rows_per_step + 1) if rows_per_step % n == 0)
     rows_per_pass = rows_per_step // passes
     print(f"out of memory: now {passes} passes of {rows_per_pass} rows per step")
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    torch.cuda.empty_cache()
 batches = itertools.chain([first_batch], batches)
-del weights
+weights.clear()
+if device == "cuda":
+    torch.cuda.reset_peak_memory_stats()  # of what was only tried
 gc.disable()  # a collection would stall the GPU in mid-step
 
 step, progress, smooth_loss, read_previous = 0, 0.0, 0.0, None

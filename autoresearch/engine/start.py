@@ -52,7 +52,7 @@ def check_arguments(args: Namespace) -> None:
             fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
 
 
-def check_files(repo: git.Git, tag: str) -> None:
+def check_files(repo: git.Git, tag: str) -> str:
     """The user's files: they are there, and nothing of theirs that a search would write over is uncommitted."""
     for name in ("train.py", "prepare_data.py", "program.md"):
         if not (ROOT / name).exists():
@@ -64,17 +64,18 @@ def check_files(repo: git.Git, tag: str) -> None:
     for name in must_be_clean:
         if changed(repo, name):
             fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
+    return f"on {current}, nothing that a search would write over is uncommitted"
 
 
 def check_program(max_cost: float | None) -> tuple[Settings, str]:
     """program.md's settings and instructions."""
     try:
         return read_program(ROOT / "program.md", max_cost)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(f"program.md: {error}")
 
 
-def check_data(args: Namespace) -> None:
+def check_data(args: Namespace) -> str:
     """A device for the scale, and its prepared data. At the cpu scale they are made here: it takes seconds."""
     import prepare_data
 
@@ -83,17 +84,36 @@ def check_data(args: Namespace) -> None:
     if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
         print("preparing data from this Python's own standard library, once")
         subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True)
-    prepare_data.read_meta()
+    meta = prepare_data.read_meta()
+    return f"{meta['source']}, scale {prepare_data.SCALE}, fingerprint {meta['fingerprint']}"
 
 
-def check_proposer(proposer: str, settings: Settings) -> None:
+def check_proposer(proposer: str, settings: Settings) -> str:
     """A key that works and a model that exists, where one is needed."""
     if proposer != "anthropic":
-        return
+        return f"{proposer}, which needs no key"
     if not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
         fail("ANTHROPIC_API_KEY is not set; set it, or use --proposer constants, or --command '...'")
     if problem := check_key(settings.model):
         fail(problem)
+    prices = settings.prices
+    return (
+        f"the key works, {settings.model} is there, ${prices.input:g} in and ${prices.output:g} out per million tokens"
+    )
+
+
+def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
+    """What a search stands on, the cheapest first: each check returns what it found, or ends the program by fail()."""
+
+    def settings() -> Settings:
+        return check_program(args.max_cost)[0]
+
+    return {
+        "files and git": lambda: check_files(repo, args.tag),
+        "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
+        "prepared data": lambda: check_data(args),
+        "proposer": lambda: check_proposer(args.proposer, settings()),
+    }
 
 
 # -----------------------------------------------------------------------------
@@ -102,10 +122,9 @@ def check_proposer(proposer: str, settings: Settings) -> None:
 
 def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -> Session:
     """Check everything, then put the session together; nothing is touched yet."""
-    check_files(repo, args.tag)
+    for check in needs(args, repo).values():
+        check()
     settings, instructions = check_program(args.max_cost)
-    check_data(args)
-    check_proposer(args.proposer, settings)
     import prepare_data
 
     options = Options(

@@ -16,7 +16,7 @@ from pathlib import Path
 from autoresearch.files import ROOT
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, Ended, run_process
-from autoresearch.run import sandbox
+from autoresearch.run import gpu, sandbox
 from autoresearch.text import last_lines
 
 TRACEBACK = 6000  # characters of a traceback that its author is shown
@@ -133,6 +133,12 @@ def run_training(
     (folder / "train.py").write_text(source)
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
     limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
+    clocks = gpu.Clocks(asked=options.scale != "cpu")
+
+    def watch(tail: str) -> None:
+        clocks.look()
+        on_progress(parse_progress(tail))
+
     ended = run_process(
         sandbox.command_line(command, folder, options.scale, options.sandbox, GRACE, limits),
         folder,
@@ -140,12 +146,13 @@ def run_training(
         folder / "run.log",
         options.kill_after,
         should_stop,
-        lambda tail: on_progress(parse_progress(tail)),
+        watch,
         grace=GRACE + 5,  # of the guard, which gives the run GRACE seconds and then needs a moment
     )
     sandbox.tidy(folder)
     sandbox.prune_caches()
-    return read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
+    result = read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
+    return replace(result, summary=result.summary | clocks.facts())
 
 
 def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
