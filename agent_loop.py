@@ -65,6 +65,7 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "status": "autoresearch.engine.status",
     "report": "autoresearch.engine.report",
     "check": "autoresearch.engine.check",
+    "profile": "autoresearch.engine.profile",
 }
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 

@@ -111,10 +111,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def run_loop(folder: Path, *args, env: dict | None = None) -> subprocess.CompletedProcess:
+def run_loop(folder: Path, *args, env: dict | None = None, timeout: float = 60) -> subprocess.CompletedProcess:
     """Run agent_loop.py to its end. Its stdout, stderr and exit code."""
     process = start_loop(folder, *args, env=env)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch import settings
+from autoresearch.propose.folder import README
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +17,7 @@ CODE = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "autoresearch").rglob("*.py"
 LINES = {"agent_loop.py": 300, "prepare_data.py": 450, "train.py": 650}  # others: 400
 FUNCTION_LINES = 60
 EXAMPLE = "autoresearch/propose/NAME.py"  # a file for the reader to write
+IN_A_COMMANDS_FOLDER = set(re.findall(r"^\| `([\w.]+)`", README, re.MULTILINE))
 FOLDERS = "autoresearch|tests|benchmarks|docs|\\.ci"
 
 
@@ -57,7 +59,9 @@ def test_files_that_a_page_names_are_there(page):
     found = {
         path.name for path in [*ROOT.iterdir(), *(ROOT / "autoresearch").rglob("*.py"), *(ROOT / "docs").iterdir()]
     }
-    missing = [name for name in named if not (ROOT / name).exists() and name not in found | {EXAMPLE}]
+    missing = [
+        name for name in named if not (ROOT / name).exists() and name not in found | {EXAMPLE} | IN_A_COMMANDS_FOLDER
+    ]
     modules = re.findall(r"python -m (autoresearch[\w.]+)", text)
     missing += [module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").exists()]
     assert not missing, f"{name_of(page)}: {missing}"
@@ -70,6 +74,9 @@ def help_of(*words: str) -> str:
 
 def test_options_that_the_readme_names_are_there():
     text, known = (ROOT / "README.md").read_text(), help_of("agent_loop.py") + help_of("prepare_data.py")
+    known += "".join(
+        help_of("agent_loop.py", verb) for verb in re.findall(r"^    python agent_loop.py (\w+)", text, re.M)
+    )
     ours = "\n".join(line for line in text.splitlines() if not re.match(r" +(claude|codex|aider) ", line))
     missing = sorted({name for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours) if f"{name} " not in f"{known} "})
     assert not missing, missing

@@ -11,8 +11,11 @@ What agent_loop.py is made of: the one place where the wings meet.
     faults.py      what a fault of the loop itself costs: one experiment
     limits.py      time, experiments, money and disk that are left
     measure.py     evaluator and data, which must not change while a search goes on
+    profile.py     where the time of a step goes: a run between two others, or the verb
     show.py        the live lines, the picture and the page
     status.py      the verb status: where the search stands
     report.py      the verb report: the page of what was found
+    check.py       the verb check: is this machine fit for a night
+    short_run.py   the twenty steps that check takes
     start.py       what is checked before anything is touched
 """

@@ -10,11 +10,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from autoresearch.engine.deciding import decide, record
 from autoresearch.engine.fitting import forbidden
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.limits import cannot_write, run_seconds
+from autoresearch.engine.profile import profile_experiment
 from autoresearch.engine.queue import (
     Ask,
     Asking,
@@ -23,6 +25,7 @@ from autoresearch.engine.queue import (
     add_proposal,
     commit_candidate,
     new_proposal_folder,
+    note_dropped,
 )
 from autoresearch.engine.session import Session
 from autoresearch.engine.verdicts import attempt_runs, verdict_on
@@ -40,7 +43,7 @@ from autoresearch.propose.context import (
     Refused,
     Training,
 )
-from autoresearch.record.ledger import Ledger, keep_crashed, note_failure, read_experiment
+from autoresearch.record.ledger import Ledger, keep_crashed, note_failure, read_diffs, read_experiment
 from autoresearch.settings import Settings
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
@@ -162,6 +165,9 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         forbidden=functools.partial(forbidden, ledger),
         should_stop=lambda: session.ending,
         log=session.log.say,
+        tag=options.tag,
+        diffs=functools.partial(read_diffs, ledger),
+        profile=functools.partial(profile_experiment, session, ledger, queue, late),
     )
 
 
@@ -197,7 +203,7 @@ def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, ou
     crashed = queue.candidates[context.crash.number] if context.crash else None
     queue.at_hand = crashed or (outcome if isinstance(outcome, Proposal) else None)
     if isinstance(outcome, ProposalFailed):
-        no_proposal_came(session, ledger, queue, outcome, crashed)
+        no_proposal_came(session, ledger, queue, outcome, crashed, context.folder)
         return
     asking.failures = asking.refusals = 0
     asking.seconds.append(time.time() - asked.since)
@@ -219,12 +225,20 @@ def restart_repaired(ledger: Ledger, crashed: Candidate, repaired: Proposal) -> 
 
 
 def no_proposal_came(
-    session: Session, ledger: Ledger, queue: Queue, failure: ProposalFailed, crashed: Candidate | None
+    session: Session,
+    ledger: Ledger,
+    queue: Queue,
+    failure: ProposalFailed,
+    crashed: Candidate | None,
+    folder: Path,
 ) -> None:
     """Say it and note it; what was to be repaired stays a crash. Some failures end the session."""
     if session.stop.is_set() and not failure.usage.tokens:
         return
-    note_failure(ledger, str(failure), failure.usage)
+    if crashed:
+        note_failure(ledger, str(failure), failure.usage)
+    else:
+        note_dropped(ledger, folder, str(failure), failure.usage)
     session.log.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
     if crashed:
         verdict = verdict_on(ledger, session.options, session.settings, crashed)

@@ -10,7 +10,7 @@ from autoresearch.engine.session import Session
 from autoresearch.engine.slots import run_of
 from autoresearch.nouns import RunResult, Verdict
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, note_run, write_result
-from autoresearch.record.report import result_line
+from autoresearch.record.report import say_result
 from autoresearch.row import Row, runs_of
 
 
@@ -103,7 +103,7 @@ def settle(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate)
     finish(queue, candidate)
     if row.status not in ("keep", "discard"):
         tell_of_failure(session, ledger, queue, candidate, row)
-    session.log.say(result_line(row))
+    say_result(session.log, row)
 
 
 def tell_of_failure(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, row: Row) -> None:

@@ -6,10 +6,12 @@ A proposal in flight lies on disk too, in a folder of its own with proposal.json
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from autoresearch.record.log import Log
 from autoresearch.record.repository import commit_of, experiment_refs
 from autoresearch.run.training import RunOptions, run_training
 from autoresearch.text import one_line
+
+EXCHANGE = 100_000  # characters of the exchange of a failed proposal that the journal keeps
 
 # -----------------------------------------------------------------------------
 # State
@@ -47,7 +51,7 @@ class Candidate:
 
 @dataclass
 class Task:
-    """One run that is to be made: to `judge` an experiment, or to `confirm` the best."""
+    """One run that is to be made: to `judge` an experiment, to `confirm` the best, or for a `profile` of one."""
 
     candidate: Candidate
     seed: int
@@ -64,6 +68,7 @@ class Slot:
     task: Task | None = None
     thread: threading.Thread | None = None
     line: str = ""  # the progress of its run
+    since: float = 0.0  # time.time() at which it began
 
 
 @dataclass
@@ -109,6 +114,7 @@ class Queue:
     asking: Asking = field(default_factory=Asking)
     undecided: deque[Candidate] = field(default_factory=deque)  # their runs may give a verdict already
     at_hand: Candidate | Waiting | Proposal | None = None  # what the loop works on: a fault costs that, and no more
+    profiles: dict[int, list[Future[str]]] = field(default_factory=dict)  # who waits for which experiment's profile
 
     @property
     def running(self) -> list[Task]:
@@ -154,13 +160,32 @@ def stored_proposal(values: dict, source: str) -> Proposal:
 
 
 def new_proposal_folder(ledger: Ledger) -> Path:
-    """The next free folder of runs/<tag>/proposals; what a kill left unfinished in it is overwritten."""
+    """A folder of runs/<tag>/proposals for a proposal in flight; it becomes its experiment's, or goes.
+
+    Its number is one that none had before in this session: who gave up late may still write into an older one.
+    """
     folder = ledger.folder / "proposals"
     folder.mkdir(parents=True, exist_ok=True)
-    last = max([int(path.name) for path in folder.iterdir() if path.name.isdecimal()], default=0)
-    new = folder / f"{last + 1:04d}"
+    there = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    number = max(ledger.next_number + len(ledger.failures) + len(there), max(there, default=0) + 1)
+    new = folder / f"{number:04d}"
     new.mkdir()
     return new
+
+
+def exchange_of(folder: Path) -> str:
+    """What was said while a proposal was made, for the journal: the model's answers, or what the command printed."""
+    answers, printed = folder / "exchange.json", folder / "proposal.log"
+    if answers.is_file():
+        messages = json.loads(answers.read_text())["messages"]
+        return json.dumps(messages[1:])[-EXCHANGE:]  # the first is the prompt, which the journal tells anyway
+    return printed.read_text(errors="replace")[-EXCHANGE:] if printed.is_file() else ""
+
+
+def note_dropped(ledger: Ledger, folder: Path, reason: str, usage: Usage) -> None:
+    """A proposal came to nothing: the journal says why and how, and its folder goes."""
+    note_failure(ledger, reason, usage, exchange_of(folder))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
@@ -174,6 +199,9 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
     queue.undecided.extend(sorted(queue.candidates.values(), key=lambda each: order.get(each.number, len(order))))
     begun = sorted(ledger.folder.glob("[0-9]*/proposal.json"))  # killed before it got its commit
     left = [path for path in begun if int(path.parent.name) not in ledger.taken]
+    for folder in (ledger.folder / "proposals").glob("*"):
+        if not (folder / "proposal.json").exists():  # a kill came while it was being made
+            shutil.rmtree(folder, ignore_errors=True)
     for path in [*left, *sorted((ledger.folder / "proposals").glob("*/proposal.json"))]:
         values = json.loads(path.read_text())
         proposal = stored_proposal(values, (path.parent / "train.py").read_text())
@@ -247,9 +275,8 @@ def moved_note(waiting: Waiting, best: int) -> str:
 def set_aside(ledger: Ledger, queue: Queue, waiting: Waiting, why: str, log: Log) -> None:
     """A proposal that is not run goes back to its proposer, as a note."""
     text = f"{why}: {one_line(waiting.proposal.description)}"
-    note_failure(ledger, text, waiting.proposal.usage)
+    note_dropped(ledger, waiting.folder, text, waiting.proposal.usage)
     queue.asking.notes.append(f"A proposal was not run: {text}.")
-    (waiting.folder / "proposal.json").rename(waiting.folder / "set_aside.json")
     log.say(f"   -  not run: {text}")
 
 

@@ -3,10 +3,12 @@ Run: which run is next, and what is done when one has ended.
 """
 
 import functools
+from pathlib import Path
 
 from autoresearch.engine import limits
 from autoresearch.engine.deciding import decide, look_again
 from autoresearch.engine.measure import believe, changed_measure
+from autoresearch.engine.profile import profile_folder, take_profile
 from autoresearch.engine.queue import Candidate, Queue, Slot, Task, begin, next_waiting
 from autoresearch.engine.session import Session
 from autoresearch.engine.slots import run_of, start_run
@@ -23,7 +25,12 @@ def fill_slots(session: Session, ledger: Ledger, queue: Queue, confirming: bool 
     while (slot := queue.idle_slot()) and (task := next_task(session, ledger, queue, confirming)):
         queue.at_hand = task.candidate
         ended = functools.partial(run_ended, session, ledger, queue, slot, task)
-        start_run(session, slot, task, ledger.run_folder(task.candidate.number, task.seed), len(queue.slots), ended)
+        start_run(session, slot, task, folder_of(ledger, task), len(queue.slots), ended)
+
+
+def folder_of(ledger: Ledger, task: Task) -> Path:
+    number = task.candidate.number
+    return profile_folder(ledger, number) if task.purpose == "profile" else ledger.run_folder(number, task.seed)
 
 
 def next_task(session: Session, ledger: Ledger, queue: Queue, confirming: bool) -> Task | None:
@@ -67,7 +74,9 @@ def run_ended(
 ) -> None:
     """Put a run into the journal, and decide what follows from it."""
     slot.task, slot.line, queue.at_hand = None, "", task.candidate
-    if isinstance(outcome, Exception):
+    if task.purpose == "profile":
+        take_profile(ledger, queue, task.candidate.number, outcome)
+    elif isinstance(outcome, Exception):
         run_broke(session, ledger, queue, task, outcome)
     elif outcome.status == "interrupted":
         return  # the experiment goes on in the next session

@@ -18,7 +18,7 @@ from autoresearch.nouns import Estimate
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
 from autoresearch.record.progress import draw_progress
-from autoresearch.record.report import result_line
+from autoresearch.record.report import progress_parts, speed_parts
 from autoresearch.row import Row
 from autoresearch.run import sandbox
 from autoresearch.text import one_line
@@ -33,23 +33,30 @@ def announce(session: Session, ledger: Ledger, slots: int) -> None:
     if options.deadline < float("inf"):
         ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
     several = f" | {slots} slots" if slots > 1 else ""
-    about = f"{ledger.branch} | scale {options.scale}{several} | proposer {options.proposer}"
+    a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
+    about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
     session.log.say(f"{about} | until {' and '.join(ends)}")
-    for row in ledger.rows:
-        session.log.show(result_line(row))
+    if ledger.kept:
+        best = f"best {ledger.best.val_bpb:.6f} (experiment {ledger.best.number})"
+        see = f"see: python agent_loop.py status --tag {ledger.tag}"
+        session.log.show(f"{ledger.tried} experiment{'s' * (ledger.tried != 1)} so far, {best}, {see}")
     for line in sandbox.describe(settings.sandbox, options.scale, settings.memory_gb, slots):
         session.log.say(line)
 
 
 def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
-    """What runs now, a line per slot, and what the proposer does."""
-    best = f" | best {ledger.best.val_bpb:.6f}" if ledger.kept else ""
+    """What runs now, a line per slot, and what the proposer does. The terminal cuts what comes last."""
+    best = [f"best {ledger.best.val_bpb:.6f}"] if ledger.kept else []
+    wide = (session.log.width or 80) >= 110
     lines = []
     for slot in queue.slots:
         if task := slot.task:
-            seed = f" (seed {task.seed})" if task.seed != session.options.seed else ""
+            seed = f" seed {task.seed}" if task.seed != session.options.seed else ""
             name = f"{slot.name}  " if slot.name else ""
-            lines.append(f"{name}{task.candidate.number:4d}{seed} | {slot.line}{best} | {task.candidate.title}")
+            parts = progress_parts(slot.line, time.time() - slot.since, session.options.scale)
+            speed = speed_parts(slot.line) if wide else []
+            title = task.candidate.title
+            lines.append(" | ".join([f"{name}{task.candidate.number:4d}{seed}", *parts, *best, *speed, title]))
     for asked in queue.asking.at_work:
         lines.append(f"{asked.context.number:4d} | {session.options.proposer} is at work on it")
     if queue.waiting and len(queue.slots) > 1:

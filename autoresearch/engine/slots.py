@@ -98,6 +98,6 @@ def start_run(
             outcome = error
         session.events.put(functools.partial(ended, outcome))
 
-    slot.thread = threading.Thread(target=work, daemon=True)
+    slot.thread, slot.since = threading.Thread(target=work, daemon=True), time.time()
     slot.thread.start()
     slot.task = task

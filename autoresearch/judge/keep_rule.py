@@ -92,12 +92,21 @@ def refusal(candidate: Runs) -> str:
 
 def decide(probability: float, runs: int, rule: KeepRule) -> tuple[str, str]:
     """(status, reason) from a probability and the number of runs it rests on."""
-    said = f"probability {probability:.2f} after {runs} run{'s' * (runs > 1)}"
+    said = f"probability {probability_text(probability, rule)} after {runs} run{'s' * (runs > 1)}"
     if probability >= rule.keep_at_once:
         return "keep", said
     if probability < rule.keep_at_last:
         return "discard", said
     return ("again" if runs < rule.max_runs else "keep"), said
+
+
+def probability_text(probability: float, rule: KeepRule) -> str:
+    """With as many digits, at least two, as show on which side of the rule's thresholds it is: 0.797, not 0.80."""
+    for digits in range(2, 6):
+        text = f"{probability:.{digits}f}"
+        if all((float(text) >= limit) == (probability >= limit) for limit in (rule.keep_at_once, rule.keep_at_last)):
+            return text
+    return f"{probability:.6f}"
 
 
 def reconsider(near: list[Runs], belief: Belief, noise: Noise, rule: KeepRule) -> tuple[int, Verdict] | None:

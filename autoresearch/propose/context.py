@@ -71,6 +71,12 @@ class Context:
     log: Callable[[str], None] = lambda line: None  # shown, and written to loop.log
     others: int = 0  # proposers that are at work on experiments of their own at this moment
     begun: Callable[[], object] = lambda: None  # called when the answer begins to come
+    keep_gain: float = math.nan  # a measured gain in val_bpb that is kept after one run; nan if it is not known
+    time_left: float = math.inf  # seconds of this session
+    experiments_left: float = math.inf  # that still fit, by --hours and --experiments
+    tag: str = ""  # of the search
+    diffs: Callable[[list[int]], dict[int, str]] = lambda numbers: {}  # of several experiments, by number: one git call
+    profile: Callable[[int], str] = lambda number: ""  # where a step's time goes; waits for a slot; ValueError
 
     @property
     def best(self) -> Row:

@@ -26,6 +26,7 @@ from autoresearch.record.repository import (
     commit_of,
     current_branch,
     experiment_ref,
+    experiment_refs,
     file_at,
     repair_ref,
     run_git,
@@ -184,6 +185,7 @@ def read_journal(ledger: Ledger, path: Path | None = None) -> None:
 def take_in(ledger: Ledger, event: dict) -> None:
     kind, at = event.pop("event"), event.pop("at", math.nan)  # older journals do not tell the time
     if kind == "failed":
+        event.pop("exchange", None)  # for a person to read; it can be long
         ledger.failures.append(Failure(**event, at=at))
     elif kind == "run":
         own = {name: event.pop(name) for name in ("number", "seed", "purpose", "attempt")}
@@ -212,9 +214,10 @@ def note_run(ledger: Ledger, run: Run) -> None:
     note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
 
 
-def note_failure(ledger: Ledger, reason: str, usage: Usage) -> None:
-    """A proposal that came to nothing, and what it cost."""
-    note(ledger, "failed", {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens})
+def note_failure(ledger: Ledger, reason: str, usage: Usage, exchange: str = "") -> None:
+    """A proposal that came to nothing, what it cost, and what was said in making it."""
+    values = {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens}
+    note(ledger, "failed", values | {"exchange": exchange})
 
 
 # -----------------------------------------------------------------------------
@@ -222,16 +225,19 @@ def note_failure(ledger: Ledger, reason: str, usage: Usage) -> None:
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """(the rows of results.tsv, the lines in it that are none: cut short by a kill, or edited)."""
+    """(the rows of results.tsv, the lines in it that are none: cut short by a kill, edited, or there twice)."""
     text = path.read_text(errors="replace") if path.exists() else ""
     header, *lines = text.splitlines() or [HEADER]
     rows, broken = {}, []
     for line in lines:
         try:
             row = parse_line(line, header)
-            rows[row.number] = row  # a number that is there twice counts once
         except ValueError:
             broken.append(line)
+            continue
+        if row.number in rows:
+            broken.append(line)
+        rows[row.number] = row
     return list(rows.values()), broken
 
 
@@ -243,9 +249,8 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 def commit_results(repo: git.Git, branch: str, message: str) -> None:
     """results.tsv as it is on disk, as a commit on top of `branch`."""
     head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
-    if file_at(repo, head, "results.tsv") == text:
-        return
-    commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
+    if file_at(repo, head, "results.tsv") != text:
+        commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
     if current_branch(repo) == branch:
         run_git(repo, "add", "results.tsv")
 
@@ -319,8 +324,13 @@ def changed_by_hand(ledger: Ledger) -> str:
     )
 
 
+def profile_path(ledger: Ledger, number: int) -> Path:
+    """Where the profile of an experiment is kept: its train.py does not change any more, so it is made once."""
+    return ledger.experiment_folder(number) / "profile.txt"
+
+
 def read_experiment(ledger: Ledger, number: int, what: str) -> str:
-    """The "diff", the end of the "log" or the "notes" of an experiment. Raises ValueError if there is none."""
+    """The "diff", the end of the "log", the "notes" or the "profile" of an experiment. ValueError if there is none."""
     if not commit_of(ledger.repo, ledger.ref(number)):
         raise ValueError(f"there is no experiment {number}")
     if what == "diff":
@@ -330,7 +340,23 @@ def read_experiment(ledger: Ledger, number: int, what: str) -> str:
     if what == "log":
         logs = sorted(ledger.experiment_folder(number).glob("*/run.log"))
         return logs[-1].read_text(errors="replace")[-20_000:] if logs else "its log is gone"
-    raise ValueError(f"{what!r} is not diff, log or notes")
+    if what == "profile":
+        path = profile_path(ledger, number)
+        if not path.is_file():
+            raise ValueError(f"experiment {number} was not profiled")
+        return path.read_text()
+    raise ValueError(f"{what!r} is not diff, log, notes or profile")
+
+
+def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
+    """What these experiments changed in train.py, by number, as far as their refs are there; one git call for all."""
+    there = set(experiment_refs(ledger.repo, ledger.tag))
+    refs = [ledger.ref(number) for number in numbers if number in there]
+    if not refs:
+        return {}
+    text = run_git(ledger.repo, "show", "--no-color", "--format=%x00%s", *refs, "--", "train.py", strip=False)
+    parts = [part.partition("\n") for part in text.split("\0")[1:]]
+    return {int(subject.partition(":")[0]): diff.lstrip("\n") for subject, _, diff in parts}
 
 
 def subject_of(message: str) -> str:

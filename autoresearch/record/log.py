@@ -16,9 +16,14 @@ class Log:
     console: Console
     path: Path
 
+    @property
+    def width(self) -> int | None:
+        """Characters of a line of the terminal; None where nobody reads it at one, so that nothing need be cut."""
+        return self.console.width if self.console.is_terminal else None
+
     def show(self, text: str) -> None:
         """A line for the terminal only."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def write(self, text: str) -> None:
         """A line for the file only."""

@@ -3,21 +3,65 @@ What a person sees at the terminal: one line per experiment, one per slot, and t
 """
 
 import math
+import re
 
 from rich.text import Text
 
 from autoresearch.nouns import Estimate, Noise
 from autoresearch.record.ledger import Ledger
+from autoresearch.record.log import Log
 from autoresearch.row import Row, runs_of
 from autoresearch.text import gain_text, one_line
 
 
-def result_line(row: Row) -> str:
-    """One experiment on one line of the screen."""
-    number = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
-    gain = f"{row.gain:+.6f} ({row.gain / row.noise:+5.1f} x noise)" if math.isfinite(row.gain) else " " * 26
+def result_line(row: Row, width: int | None = None) -> str:
+    """One experiment on one line. Where it has to fit a terminal's `width`, the description gives way."""
+    narrow = width is not None and width < 110
+    value = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
+    times = f"{row.gain / row.noise:+5.1f} x noise" if math.isfinite(row.gain) else ""
+    gain = f"{times:13}" if narrow else f"{f'{row.gain:+.6f} ({times})' if times else '':26}"
     why = f"  ({row.reason})" if row.reason and row.status not in ("keep", "discard") else ""
-    return f"{row.number:4d}  {row.status:11}  {number}  {gain}  {one_line(row.description)}{why}"
+    line = f"{row.number:4d}  {row.status:11}  {value}  {gain}  "
+    if why and width is not None:  # there is no number: its place is the reason's
+        line = f"{row.number:4d}  {row.status:11}  "
+    return line + fitted(one_line(row.description), why, width and width - len(line))
+
+
+def fitted(title: str, why: str, width: int | None) -> str:
+    """A title and the reason behind it within `width`: the reason, which is shorter and tells more, is cut last."""
+    if width is None or len(title) + len(why) <= width:
+        return title + why
+    return cut(title, max(width - len(why), width // 3)) + cut(why, width - max(width - len(why), width // 3))
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def say_result(log: Log, row: Row) -> None:
+    """A result: as wide as the terminal there, whole in loop.log."""
+    log.show(result_line(row, log.width))
+    log.write(result_line(row))
+
+
+def progress_parts(line: str, seconds: float, scale: str) -> list[str]:
+    """What train.py says of its progress, the most important first; what is no progress line, as it is.
+
+    Its seconds are those of its clock. At the cpu scale they are paced, as long as on the machine that the scale was
+    made on, so the real `seconds` of the run so far stand beside them.
+    """
+    found = [re.search(pattern, line) for pattern in (r"([\d.]+) %", r"(\d+) s left", r"loss (\S+)")]
+    if not all(found):
+        return [line] if line else []
+    percent, left, loss = (match[1] for match in found if match)
+    left = f"{left} paced s left, {seconds:.0f} s so far" if scale == "cpu" else f"{left} s left"
+    return [f"{float(percent):3.0f} %", left, f"loss {loss}"]
+
+
+def speed_parts(line: str) -> list[str]:
+    """Tokens per second, and how much of the device's peak that is, where the peak is known."""
+    parts = re.findall(r"[\d.]+ k tok/s|mfu [\d.]+ %", line)
+    return [part for part in parts if part != "mfu 0.0 %"]
 
 
 def live_view(lines: list[str]) -> Text:

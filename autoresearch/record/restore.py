@@ -51,7 +51,8 @@ def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
         when = {number: index for index, number in enumerate(decided)}
         rows = sorted([*rows, *lost], key=lambda row: when.get(row.number, row.number))
     if broken:
-        log.say(f"results.tsv: {len(broken)} lines were no rows and are gone: {one_line(broken[0])[:80]}")
+        gone = f"{len(broken)} lines were no rows, or there twice, and are gone"
+        log.say(f"results.tsv: {gone}: {one_line(broken[0])[:80]}")
     if fresh or lost or broken or not ledger.results.exists() or not ledger.results.read_text().startswith(HEADER):
         write_rows(ledger.results, rows)
     ledger.rows = rows

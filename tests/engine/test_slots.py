@@ -134,7 +134,7 @@ def test_two_slots_train_side_by_side(repo):
 
 def test_a_slip_is_repaired_and_the_row_tells(repo):
     broken = "sed -i.old 's/^LEVEL = .*/LEVEL = undefined_name/' train.py; echo 'a slip'"
-    mends = "grep -q undefined_name note.txt && sed -i.old 's/^LEVEL = .*/LEVEL = 1.5/' train.py; echo mended"
+    mends = "grep -q undefined_name crash.txt && sed -i.old 's/^LEVEL = .*/LEVEL = 1.5/' train.py; echo mended"
     done = run_loop(repo, "--experiments", "1", "--command", proposals(repo, [broken, mends]))
     row = rows_of(repo)[1]
     assert (row.status, row.repairs, row.val_bpb, row.number) == ("keep", 1, 1.5, 1), done.stdout + done.stderr
@@ -148,7 +148,7 @@ def test_repairs_end_and_out_of_memory_is_no_slip(repo):
     memory = append('raise MemoryError("too much")', "too large")
     command = proposals(repo, [slip, memory])
     script = repo.parent / "ahead.sh"
-    script.write_text(script.read_text().replace("case", f"if grep -q crashed note.txt; then {slip}; exit; fi\ncase"))
+    script.write_text(script.read_text().replace("case", f"if grep -q crashed crash.txt; then {slip}; exit; fi\ncase"))
     done = run_loop(repo, "--experiments", "2", "--command", command)
     statuses = {row.description: (row.status, row.repairs) for row in rows_of(repo)[1:]}
     assert statuses == {"slip": ("crash", 2), "too large": ("crash", 0)}, done.stdout + done.stderr

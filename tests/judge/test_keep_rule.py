@@ -8,7 +8,7 @@ import pytest
 from candidates import BASELINE, BELIEF, NOISE, SIGMA, candidate
 
 from autoresearch.judge.belief import after_best_run, start
-from autoresearch.judge.keep_rule import confirmed_best, fresh_seeds, judge, reconsider
+from autoresearch.judge.keep_rule import confirmed_best, decide, fresh_seeds, judge, reconsider
 from autoresearch.nouns import Noise
 from autoresearch.settings import KeepRule
 
@@ -161,3 +161,12 @@ def test_no_gain_is_seldom_kept():
             verdict = judge(runs, belief, NOISE, RULE)
         kept += verdict.status == "keep"
     assert 0.02 < kept / 2000 < 0.16  # a coin flip under a greedy rule with an honest bar
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"), [(0.797, "0.797"), (0.8, "0.80"), (0.12, "0.12"), (0.69999, "0.69999"), (0.5, "0.50")]
+)
+def test_a_probability_is_shown_on_its_side_of_the_thresholds(probability, text):
+    status, said = decide(probability, 1, KeepRule())
+    assert f"probability {text} after 1 run" in said
+    assert (status == "keep") == (probability >= 0.8)

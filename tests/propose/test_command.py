@@ -1,40 +1,140 @@
 """command with real programs: scripts that behave like coding agents, well or badly."""
 
+import json
+import math
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from loop_helpers import STUB, make_context, processes_in
+from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
 from autoresearch.propose.command import propose_by_command
-from autoresearch.propose.context import Crash, ProposalFailed
+from autoresearch.propose.context import Crash, ProposalFailed, Training
+from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
 
 # Reads what it is given, talks for a while on both streams with colours, edits train.py, sums up: as coding agents do.
 AGENT = """
-import pathlib, sys, time
-note = pathlib.Path("note.txt").read_text()
+import json, pathlib, sys, time
+repair = pathlib.Path("crash.txt").exists()
 rows = pathlib.Path("results.tsv").read_text().splitlines()
 for second in range(3):
     print("\\x1b[2mthinking ...\\x1b[0m", file=sys.stderr, flush=True)
     time.sleep(0.3)
 train = pathlib.Path("train.py")
-train.write_text(train.read_text().replace("LEVEL = oops" if "crashed" in note else "LEVEL = 2.0", "LEVEL = 1.9"))
+train.write_text(train.read_text().replace("LEVEL = oops" if repair else "LEVEL = 2.0", "LEVEL = 1.9"))
 pathlib.Path("PLAN.md").write_text("1. win")
 pathlib.Path("program.md").write_text("be kind to agents")
 print(f"I lowered LEVEL after {len(rows) - 1} experiments.")
 """
 
 
-def test_command_sees_everything_and_gives_back_train_py(tmp_path):
-    command = "cat *.md *.tsv *.txt > seen; test -f prepare_data.py && echo 'X = 1' >> train.py; echo my idea"
-    proposal = propose_by_command(make_context(tmp_path, command=command, note="it crashed"))
-    assert proposal.description == "my idea"
-    assert proposal.source == STUB + "X = 1\n"
-    seen = (tmp_path / "0001/work/seen").read_text()
-    assert "Make it better." in seen and "abc1234\t2.0" in seen and "it crashed" in seen
+def folder_of(tmp_path: Path) -> Path:
+    return tmp_path / "0001/work"
+
+
+def test_command_finds_all_that_is_known_and_gives_back_train_py(tmp_path):
+    """Every file of the folder, as its README.md names them."""
+    discard = make_row(commit="def5678", number=1, status="discard", val_bpb=2.1, description="worse", gain=-0.1)
+    context = make_context(
+        tmp_path,
+        command="cp -r . ../seen; echo 'X = 1' >> train.py; echo my idea",
+        note="it crashed",
+        rows=[make_row(steps=180), discard],
+        noise=0.05,
+        keep_gain=0.07,
+        time_left=5400.0,
+        waiting=["a bigger batch"],
+        trainings=[Training(0, [(10.0, 6.5), (100.0, 4.25)], {"num_steps": 180.0})],
+        read=lambda number, what: f"{what} of {number}",
+        diffs=lambda numbers: {number: f"+diff {number}\n" for number in numbers},
+        tag="t",
+    )
+    proposal = propose_by_command(context)
+    assert (proposal.description, proposal.source) == ("my idea", STUB + "X = 1\n")
+    assert not list(folder_of(tmp_path).iterdir())  # what was given does not stay there
+    folder = tmp_path / "0001/seen"
+    texts = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert texts["program.md"] == "Make it better." and texts["note.txt"] == "it crashed"
+    assert "def make_dataloader" in texts["prepare_data.py"]
+    assert texts["results.tsv"].splitlines()[0].endswith("best\tsteps\ttokens_per_second")
+    assert "1 on 0 | discard" in texts["history.md"] and "worse" in texts["history.md"]
+    assert json.loads(texts["best.json"]) == {
+        "experiment": 1,
+        "repair": 0,
+        "best": 0,
+        "val_bpb": 2.0,
+        "noise": 0.05,
+        "keep_needs_gain": 0.07,
+        "steps": 180,
+        "tokens_per_second": 10000.0,
+        "hours_left": 1.5,
+        "experiments_left": None,  # no limit
+    }
+    assert texts["curves.tsv"].splitlines() == ["number\tpercent\tloss", "0\t10.0\t6.5000", "0\t100.0\t4.2500"]
+    assert texts["diffs/0001.patch"] == "+diff 1\n" and texts["logs/0000.txt"] == "log of 0"
+    assert texts["running.md"] == "- a bigger batch\n" and texts["profile.txt"] == "profile of 0"
+    named = re.findall(r"^\| `([\w./]+)`", texts["README.md"], re.MULTILINE)
+    there = {re.sub(r"\d{4}", "NNNN", name) for name in texts}
+    assert there - {"README.md"} == set(named) - {"crash.txt", "last_attempt.py"}
+    assert "refs/autoresearch/t/NNNN" in texts["README.md"]
+
+
+def test_the_folder_and_its_page_name_the_same_files():
+    page = (ROOT / "docs/command.md").read_text()
+    for name in re.findall(r"^\| (`[\w./]+`)", README, re.MULTILINE):
+        assert name in page
+
+
+def test_what_an_agent_says_of_its_edit_fills_the_columns(tmp_path):
+    said = "lower\\n\\nHypothesis: it is too high\\nexpected: 0.004 bits\\ncategory: optimizer\\n"
+    command = f"printf '{said}' > description.txt; echo 'X = 1' >> train.py; echo not this"
+    proposal = propose_by_command(make_context(tmp_path, command=command))
+    assert (proposal.description, proposal.hypothesis) == ("lower", "it is too high")
+    assert (proposal.expected, proposal.category) == (0.004, "optimizer")
+
+
+@pytest.mark.parametrize("expected", ["much", "", "nan"])
+def test_what_is_no_number_is_not_expected(expected):
+    assert math.isnan(read_description(f"a\nexpected: {expected}").get("expected", math.nan))
+
+
+def test_the_notebook_comes_back(tmp_path):
+    command = "echo 'lesson {}' >> notebook.md; echo X = {} >> train.py"
+    for number in (1, 2):
+        propose_by_command(make_context(tmp_path, command=command.replace("{}", str(number))))
+    assert (tmp_path / "notebook.md").read_text() == "lesson 1\nlesson 2\n"
+
+
+def test_two_commands_at_once_lose_no_line_of_the_notebook(tmp_path):
+    (tmp_path / "notebook.md").write_text("old\n")
+    other = f"echo 'of the other' >> {tmp_path}/notebook.md"  # as if it had come back in the meantime
+    propose_by_command(make_context(tmp_path, command=f"{other}; echo mine >> notebook.md; echo X = 1 >> train.py"))
+    assert (tmp_path / "notebook.md").read_text() == "old\nof the other\nmine\n"
+
+
+def test_what_does_not_parse_is_given_back_once(tmp_path):
+    with pytest.raises(ProposalFailed, match=r"does not parse.*last_attempt\.py"):
+        propose_by_command(make_context(tmp_path, command="echo 'def f(' >> train.py"))
+    propose_by_command(make_context(tmp_path, command="cp last_attempt.py seen; echo X = 1 >> train.py"))
+    assert (folder_of(tmp_path) / "seen").read_text() == STUB + "def f(\n"
+    propose_by_command(make_context(tmp_path, command="test ! -e last_attempt.py && echo X = 1 >> train.py"))
+
+
+def test_a_profile_is_made_on_request(tmp_path):
+    """The command asks by a file and waits for another; the loop's part is engine/profile.py."""
+    wait = "echo best > profile.request; until test -e profile.txt; do sleep 0.1; done; cp profile.txt seen"
+    command = f"{wait}; echo X = 1 >> train.py; echo faster"
+
+    def nothing(number, what):
+        raise ValueError("not yet")
+
+    profile = {0: "mm 3.1 ms"}.__getitem__
+    propose_by_command(make_context(tmp_path, command=command, read=nothing, profile=profile))
+    assert (folder_of(tmp_path) / "seen").read_text() == "mm 3.1 ms"
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
@@ -62,10 +162,11 @@ def test_an_agent_is_taken_at_its_train_py_and_nothing_else(tmp_path, agent):
 
 
 def test_an_agent_mends_what_crashed(tmp_path, agent):
+    agent = f"cp crash.txt ../seen; {agent}"
     crash = Crash(1, STUB.replace("LEVEL = 2.0", "LEVEL = oops"), "NameError: name 'oops' is not defined", 1)
     proposal = propose_by_command(make_context(tmp_path, command=agent, crash=crash))
     assert proposal.source == STUB.replace("LEVEL = 2.0", "LEVEL = 1.9")
-    assert "name 'oops' is not defined" in (tmp_path / "0001/work/note.txt").read_text()
+    assert "name 'oops' is not defined" in (tmp_path / "0001/seen").read_text()
 
 
 @pytest.mark.parametrize(
@@ -83,11 +184,11 @@ def test_what_an_agent_leaves_undone_is_said(tmp_path, command, message):
         propose_by_command(make_context(tmp_path, command=command))
 
 
-def test_the_recipes_of_the_readme_are_shell(tmp_path):
+def test_the_recipes_are_shell(tmp_path):
     """Their quotes end where they should: the shell takes them apart as meant (the agents themselves are not here)."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (ROOT / "docs/command.md").read_text()
     lines = [
-        line.strip() for line in readme.splitlines() if line.strip().startswith(("claude -p", "codex exec", "aider "))
+        line.strip() for line in page.splitlines() if line.strip().startswith(("claude -p", "codex exec", "aider "))
     ]
     assert len(lines) == 3
     for line in lines:
@@ -96,4 +197,4 @@ def test_the_recipes_of_the_readme_are_shell(tmp_path):
         (tmp_path / name).chmod(0o755)
         env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         said = subprocess.run(["/bin/sh", "-c", line], env=env, capture_output=True, text=True, check=True).stdout
-        assert "train.py" in said and said.count("[") >= 4 and "program.md" in said
+        assert "README.md" in said and said.count("[") >= 4
