@@ -66,6 +66,7 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "report": "autoresearch.engine.report",
     "check": "autoresearch.engine.check",
     "profile": "autoresearch.engine.profile",
+    "propose": "autoresearch.engine.propose_once",
 }
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
@@ -148,7 +149,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     note_start(session, ledger, len(queue.slots))
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: session.stop.set())
-    announce(session, ledger, len(queue.slots))
+    announce(session, ledger, queue)
     view = Live(
         get_renderable=lambda: live_view(live_lines(session, ledger, queue)),
         console=session.log.console,

@@ -25,14 +25,24 @@ def setting(default: Any, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
+def needed(meaning: str) -> Any:
+    """A field without a default: where the group is given at all, it has to be there."""
+    return dataclasses.field(metadata={"meaning": meaning})
+
+
 @dataclass(frozen=True)
 class Prices:
     """US dollars per million tokens."""
 
-    input: float = setting(4.0, "new input")
-    output: float = setting(20.0, "output, thinking included")
-    cache_read: float = setting(0.2, "input read from the API's cache")
-    cache_write: float = setting(8.0, "input written to the API's cache")
+    input: float = needed("new input")
+    output: float = needed("output, thinking included")
+    cache_read: float = needed("input read from the API's cache")
+    cache_write: float = needed("input written to the API's cache for an hour")
+
+    @property
+    def cache_write_5m(self) -> float:
+        """Input written to the cache for five minutes: a quarter more than new input, on every model."""
+        return 1.25 * self.input
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,25 @@ class Settings:
     """All that program.md can set."""
 
     model: str = setting("claude-opus-5-5", "the model of `--proposer anthropic`")
-    effort: str = setting("high", "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks")
+    effort: str | None = setting(
+        "medium",
+        "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks. null: neither thinking nor effort is "
+        "asked for, as models that are not Claude need it",
+    )
+    max_tokens: int | None = setting(
+        None, "tokens of one answer at most, thinking included. null: as many as the model can, where the API says it"
+    )
     max_turns: int = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
     repairs: int = setting(2, "how often an experiment that crashed by a slip goes back to be mended")
     plateau: int = setting(12, "experiments without a keep after which the model is told that it is on a plateau")
     max_refusals: int = setting(3, "proposals in a row that the model declines; then the search ends")
     max_cost: float | None = setting(
-        None, "US dollars of API use in all. The session ends before a proposal that could pass it. null: no cap"
+        None, "US dollars of API use in all, held to within one answer of the model. null: no cap"
     )
-    prices: Prices = setting(Prices(), "US dollars per million tokens. Check them when you change the model")
+    prices: Prices | None = setting(
+        None,
+        "US dollars per million tokens. null: those of the model, by autoresearch/propose/prices.py",
+    )
     proposal_timeout: float = setting(1800.0, "seconds for one proposal")
     look_ahead: int | None = setting(
         None, "proposals that may wait for a slot. null: as few as keep the slots busy. 0: strictly one after the other"
@@ -94,20 +114,29 @@ class Settings:
 def read_settings(cls: Any, values: Any, where: str) -> Any:
     """A dataclass of settings from parsed YAML. Raises ValueError that names an unknown key or a wrong type."""
     if values is None:
-        return cls()
+        values = {}
     if not isinstance(values, dict):
-        raise ValueError(f"{where or 'the front matter'} is not a list of `key: value` lines")
+        raise ValueError(f"{where.rstrip('.') or 'the front matter'} is not a list of `key: value` lines")
     types = typing.get_type_hints(cls)
     checked = {}
     for key, value in values.items():
         name = f"{where}{key}"
         if key not in types:
             raise ValueError(f"unknown key `{name}`; known are: {', '.join(types)}")
-        nested = dataclasses.is_dataclass(types[key])
-        checked[key] = (
-            read_settings(types[key], value, f"{name}.") if nested else checked_value(name, types[key], value)
-        )
+        group = group_of(types[key])
+        if group and not (value is None and type(None) in typing.get_args(types[key])):
+            checked[key] = read_settings(group, value, f"{name}.")
+        else:
+            checked[key] = checked_value(name, types[key], value)
+    fields = [field for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+    if missing := [f"`{where}{field.name}`" for field in fields if field.name not in checked]:
+        raise ValueError(f"`{where.rstrip('.')}` needs {', '.join(missing)} too")
     return cls(**checked)
+
+
+def group_of(kind: Any) -> Any:
+    """The dataclass that a key's type is, alone or beside null; None if it is a plain value."""
+    return next((each for each in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(each)), None)
 
 
 def checked_value(name: str, kind: Any, value: Any) -> Any:
@@ -135,7 +164,7 @@ def parse_program(text: str) -> tuple[Settings, str]:
         values["sandbox"] = "on" if values["sandbox"] else "off"
     settings = read_settings(Settings, values, "")
     for name, choices in (("effort", EFFORTS), ("sandbox", SANDBOX_MODES)):
-        if (value := getattr(settings, name)) not in choices:
+        if (value := getattr(settings, name)) is not None and value not in choices:
             raise ValueError(f"`{name}: {value}` should be {', '.join(choices[:-1])} or {choices[-1]}")
     return settings, text[match.end() :]
 
@@ -153,21 +182,21 @@ def flat(settings: Settings) -> dict[str, object]:
 
 def table(cls: Any = Settings, prefix: str = "") -> list[str]:
     """A line of docs/settings.md for each setting, nested ones behind their own."""
-    lines = []
+    lines, types = [], typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        nested = dataclasses.is_dataclass(field.default)
-        default = (
-            ""
-            if nested
-            else "null"
-            if field.default is None
-            else f"{field.default:g}"
-            if isinstance(field.default, float)
-            else f"{field.default}"
-        )
-        lines.append(f"| `{prefix}{field.name}` | {default} | {field.metadata['meaning']} |")
-        lines += table(type(field.default), f"{field.name}.") if nested else []
+        lines.append(f"| `{prefix}{field.name}` | {default_text(field)} | {field.metadata['meaning']} |")
+        if group := group_of(types[field.name]):
+            lines += table(group, f"{field.name}.")
     return lines
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """A default as it is written in program.md; nothing where there is none, or a group of its own."""
+    if field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default):
+        return ""
+    if field.default is None:
+        return "null"
+    return f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"
 
 
 PAGE = """# Settings

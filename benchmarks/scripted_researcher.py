@@ -4,16 +4,18 @@ The researcher at work, as one transcript: 40 experiments of the real loop with 
     python benchmarks/scripted_researcher.py | tee benchmarks/scripted_researcher.txt     # some minutes; no GPU, no key
 
 agent_loop.py runs as it always does, in a fresh git repository, with the anthropic SDK; only ANTHROPIC_BASE_URL names a
-server of ours (tests/messages_server.py). The model behind it is a script that knows nothing but what it is sent: it
-reads history, notebook, hint and traceback out of the prompt and acts on them. At fixed proposals it also does what
-models do wrong, and the server what servers do. train.py is a stub that prints a number with some noise, as it is the
-talk that is shown here, not the training. Nothing is proposed ahead (look_ahead: 0), so that the story is in order.
+server of ours (tests/propose/messages_server.py). The model behind it is a script that knows nothing but what it is
+sent: it reads history, notebook, hint and traceback out of the prompt and acts on them. At fixed proposals it also does
+what models do wrong (half of an idea, a slip, a repair that ends in words), and the server what servers do. train.py is
+a stub that prints a number with some noise, as it is the talk that is shown here, not the training. Nothing is proposed
+ahead (look_ahead: 0), so that the story is in order.
 
     loop  | what agent_loop.py printed
     sent  | what a request held;  tokens by what they cost: new + written to the cache + read from it
     model | what the scripted model answered;  <- what the tools answered
 
-A second session, with a spend cap, ends by that. Then come the figures, out of the ledger, the journal and the server.
+A second session meets a spend limit of the account, and ends with the line that says so; a third, with a cap of its own
+in program.md, ends by that. Then come the figures, out of the ledger, the journal and the server.
 """
 
 import ast
@@ -31,12 +33,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "propose"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import conftest  # a data folder of this run's own, at the cpu scale
-from ledger import read_journal
 from loop_helpers import ROOT, git, make_repository, rows_of, start_loop
-from messages_server import Failure, Reply, Server, editor, refuse, replace, say, shares, start_server, submit, tool
-from settings import Prices
+from messages_rules import shares
+from messages_server import (
+    Failure,
+    Reply,
+    Server,
+    editor,
+    note,
+    refuse,
+    replace,
+    say,
+    start_server,
+    submit,
+    thinking,
+    tool,
+)
+
+from autoresearch.propose.prices import PRICES
 
 EXPERIMENTS = 40
 SETTINGS = {
@@ -53,6 +70,7 @@ DEPTH = 2
 WARMDOWN = 0.3
 MOMENTUM = 0.9
 GATED = False
+CHECKING = "AUTORESEARCH_STEPS" in os.environ
 
 val_bpb = 2 + 0.03 * abs(math.log2(LEARNING_RATE / 0.06)) + 0.02 * abs(DEPTH - 4) + 0.1 * abs(WARMDOWN - 0.7)
 val_bpb += 0.2 * abs(MOMENTUM - 0.93) - 0.04 * GATED
@@ -156,12 +174,18 @@ class Model:
     def __init__(self):
         self.proposal, self.faults, self.before = 0, Counter(), {}
         self.is_new = False  # whether the present request begins a conversation
+        self.slip = ""  # what is being repaired
+        self.spent_out = False  # the account's spend limit is reached
 
     def __call__(self, body: dict) -> Reply | Failure:
+        if self.spent_out:
+            return Failure(429, "rate_limit_error", "Your spend limit is reached", code="enforced_spend_limit_reached")
         last = body["messages"][-1]["content"][-1].get("text", "")
         self.is_new, self.before = begins(body, self.before), body
         if "crashed (repair" in last:
             return self.repair(last)
+        if self.slip:  # the repair goes on
+            return self.end_repair(body)
         self.proposal += self.is_new
         return self.fault() or self.answer(Prompt(body), body)
 
@@ -194,32 +218,45 @@ class Model:
             hypothesis=f"tried on #{prompt.best}, where {len(prompt.tried)} other changes were tried",
             expected_gain=0.01,
             category=category,
-            **({"notebook": lessons(prompt)} if self.proposal % 4 == 0 else {}),
         )
+        if self.proposal % 4 == 0 and not results:
+            calls.append(note(lessons(prompt)))
         if self.proposal % 10 == 5 and not results and len(prompt.history) > 3:  # it looks before it edits
             number = int(prompt.history[-1][0])
             return say(
                 "Let me look at the last one.",
                 *(tool("read_experiment", number=number, what=what) for what in ("diff", "log")),
             )
-        if self.proposal % 12 == 3 and not results:  # an edit that matches nothing
-            return say(replace(edits[0][0] + "  # as I remember it", edits[0][1]))
+        if self.proposal % 12 == 3 and not results:  # an edit that matches nothing, and submit in the same answer
+            return say(replace(edits[0][0] + "  # as I remember it", edits[0][1]), last)
         if self.proposal % 12 == 7 and not results:  # what the static check refuses
             return say(*calls, replace("import json", "import socket, json"), last)
         if results and "socket" in json.dumps(results[-1]):
             return say(replace("import socket, json", "import json"), last)
-        if self.proposal % 14 == 6 and not results:  # a slip that will crash
-            return say(*calls, replace("val_bpb = 2 +", "val_bpb = two +"), last)
+        if self.proposal % 14 == 6 and not results:  # a slip that the check does not see
+            return say(*calls, replace("val_bpb = 2 +", "val_bpb = (2 if CHECKING else two) +"), last)
+        if self.proposal % 14 == 10 and not results:  # one that it sees
+            return say(*calls, replace("val_bpb = 2 +", "val_bpb = tow +"), last)
+        if results and "'tow' is not defined" in json.dumps(results[-1]):
+            return say(replace("val_bpb = tow +", "val_bpb = 2 +"), last)
         if self.proposal % 3 == 0:  # edit, look at the answer, then submit
-            return say("I edit.", *calls) if not results or results[-1].get("is_error") else say(last)
-        return say(*calls, last)
+            wrong = any(result.get("is_error") for result in results)
+            edit = say(thinking(f"Of three candidates, {description} looks best."), *calls)
+            return edit if not results or (wrong and len(results) < 3) else say(last)
+        return say(thinking(f"Next is {description}."), *calls, last)
 
     def repair(self, told: str) -> Reply:
-        """It reads the traceback for the name that is not defined."""
+        """It reads the traceback for the name that is not defined, mends it, and at first forgets to submit."""
         name = re.search(r"name '(\w+)' is not defined", told)[1]
-        return say(
-            f"The name {name} does not exist.", replace(f"val_bpb = {name} +", "val_bpb = 2 +"), submit("mended")
-        )
+        self.slip = f"(2 if CHECKING else {name})"
+        return say(thinking(f"The name {name} does not exist."), replace(self.slip, "2"))
+
+    def end_repair(self, body: dict) -> Reply:
+        """First words, which are answered; then it submits."""
+        if "Nothing is submitted yet" not in json.dumps(body["messages"][-1]):
+            return say("I mended the slip; submitting it next.")
+        self.slip = ""
+        return say(submit("mended"))
 
 
 # -----------------------------------------------------------------------------
@@ -232,11 +269,11 @@ def show(mark: str, text: str) -> None:
 
 
 def describe_call(block: dict) -> str:
-    if block["type"] == "text":
-        return block["text"]
+    if block["type"] != "tool_use":
+        return (block.get("thinking") and f"[thinks: {block['thinking']}]") or block["text"]
     arguments = block["input"] if isinstance(block["input"], dict) else {"input": block["input"]}
     values = {name: value for name, value in arguments.items() if name not in ("path", "command", "hypothesis")}
-    named = block["name"].replace("str_replace_based_edit_tool", arguments.get("command", "edit"))
+    named = block["name"].replace("editor", arguments.get("command", "edit"))
     return f"{named}({', '.join(f'{name}={textwrap.shorten(str(value), 60)!r}' for name, value in values.items())})"
 
 
@@ -326,7 +363,7 @@ def print_cache(server: Server) -> None:
         everything, openings = shares(server.bills[ten[0] : end]), shares([server.bills[index] for index in ten])
         print(f"conversations {start + 1:2d} to {start + len(ten):2d}: all requests ", end="")
         print(f"{everything[0]:.1%}, {everything[1]:.1%}; first requests alone {openings[0]:.1%}, {openings[1]:.1%}")
-    print("train.py is small here; for the real one: pytest -s tests/test_researcher.py -k ten_proposals")
+    print("train.py is small here; for the real one: pytest -n 0 -s tests/propose/test_prompt.py -k ten_proposals")
 
 
 def total_spent(repo: Path) -> float:
@@ -337,13 +374,15 @@ def total_spent(repo: Path) -> float:
 
 def print_spend(repo: Path, server: Server) -> None:
     """What the ledger says was spent, and what the server billed."""
-    prices = Prices()
+    prices = PRICES["claude-opus-5-5"]
     kinds = {
         "new": ("input_tokens", prices.input),
-        "written to the cache": ("cache_creation_input_tokens", prices.cache_write),
+        "written for an hour": ("ephemeral_1h_input_tokens", prices.cache_write),
+        "written for five minutes": ("ephemeral_5m_input_tokens", prices.cache_write_5m),
         "read from the cache": ("cache_read_input_tokens", prices.cache_read),
     }
-    tokens = {kind: sum(bill[name] for bill in server.bills) for kind, (name, _) in kinds.items()}
+    bills = [bill | bill["cache_creation"] for bill in server.bills]
+    tokens = {kind: sum(bill[name] for bill in bills) for kind, (name, _) in kinds.items()}
     exchanges = [json.loads(path.read_text()) for path in (repo / "runs/t").rglob("exchange.json")]
     turns = [turn["usage"] for exchange in exchanges for turn in exchange["turns"]]
     print("\n# Spend\n")
@@ -353,6 +392,10 @@ def print_spend(repo: Path, server: Server) -> None:
     paid = sum(price * tokens[kind] for kind, (_, price) in kinds.items()) / 1e6
     print(f"input: ${paid:.4f}; without a cache it would have been ${prices.input * sum(tokens.values()) / 1e6:.4f}")
     print(f"requests that the API would have refused as invalid: {len(server.problems)}")
+
+
+def read_journal(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def prepare() -> None:
@@ -372,7 +415,11 @@ def main() -> None:
         set_program(repo, SETTINGS)
         run(repo, EXPERIMENTS, server)
         spent = total_spent(repo)
-        print("\n# A second session, with a spend cap a little above what is spent\n")
+        print("\n# A second session: the account's spend limit is reached\n")
+        model.spent_out = True
+        run(repo, EXPERIMENTS + 20, server)
+        model.spent_out = False
+        print("\n# A third session, with a spend cap a little above what is spent\n")
         set_program(repo, {"max_cost: null": f"max_cost: {1.08 * spent:.2f}"})
         run(repo, EXPERIMENTS + 20, server)
         print_figures(repo, server)

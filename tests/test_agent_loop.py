@@ -382,7 +382,8 @@ def test_the_shipped_program_states_the_defaults():
         ("max_turns: true", "`max_turns: True` should be int"),
         ("max_cost: -1", "should be 0 or more"),
         ("max_cost: .nan", "should be 0 or more"),
-        ("keep: 3", "keep. is not a list"),
+        ("keep: 3", "keep is not a list"),
+        ("prices: {input: 1}", "`prices` needs `prices.output`, `prices.cache_read`, `prices.cache_write` too"),
         ("keep: {gain: 3}", "unknown key `keep.gain`"),
         ("keep: {max_runs: x}", "`keep.max_runs: x` should be int"),
         ("effort: enormous", "should be low, medium"),
@@ -395,7 +396,8 @@ def test_settings_are_refused_by_name(front, message):
 
 
 def test_settings_take_what_is_valid():
-    settings, text = parse_program("---\nmax_cost: 5\nkeep: {equal: 0.5}\nprices: {input: 1}\n---\nhello")
+    prices = "prices: {input: 1, output: 2, cache_read: 3, cache_write: 4}"
+    settings, text = parse_program(f"---\nmax_cost: 5\nkeep: {{equal: 0.5}}\n{prices}\n---\nhello")
     assert (settings.max_cost, settings.keep.equal, settings.prices.input, text) == (5, 0.5, 1, "hello")
     assert parse_program("just text") == (Settings(), "just text")
 

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from autoresearch.engine.briefing import briefing
 from autoresearch.engine.deciding import decide, record
 from autoresearch.engine.fitting import forbidden
 from autoresearch.engine.knowledge import knowledge
@@ -38,6 +39,7 @@ from autoresearch.propose.context import (
     CannotPropose,
     Context,
     Crash,
+    Fault,
     NothingLeft,
     ProposalFailed,
     Refused,
@@ -114,7 +116,7 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
             outcome = failure
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
             session.log.write(traceback.format_exc())
-            outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)")
+            outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)", context.used)
         session.events.put(functools.partial(proposal_came, session, ledger, queue, asked, outcome))
 
     threading.Thread(target=work, daemon=True).start()
@@ -127,7 +129,7 @@ def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
         if session.stop.is_set():
             asked.context.deadline = min(asked.context.deadline, time.time())
         if time.time() > asked.context.deadline + 2 * GRACE:  # a command is being killed
-            proposal_came(session, ledger, queue, asked, ProposalFailed("it took too long"))
+            proposal_came(session, ledger, queue, asked, Fault("it took too long", asked.context.used))
 
 
 # -----------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         instructions=session.instructions,
         best_source=ledger.source_of(ledger.best.number),
         rows=list(ledger.rows),
-        failures=[(failure.after, failure.reason) for failure in ledger.failures],
+        failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
         noise=knowledge(ledger, options.scale).paired_noise.sigma,
         waiting=queue.descriptions,
         others=len(queue.asking.at_work),
@@ -168,6 +170,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         tag=options.tag,
         diffs=functools.partial(read_diffs, ledger),
         profile=functools.partial(profile_experiment, session, ledger, queue, late),
+        **briefing(session, ledger, queue),
     )
 
 
@@ -235,10 +238,11 @@ def no_proposal_came(
     """Say it and note it; what was to be repaired stays a crash. Some failures end the session."""
     if session.stop.is_set() and not failure.usage.tokens:
         return
+    told = not isinstance(failure, Fault)  # where nobody's edit is to blame, later proposers need not know
     if crashed:
-        note_failure(ledger, str(failure), failure.usage)
+        note_failure(ledger, str(failure), failure.usage, told=told)
     else:
-        note_dropped(ledger, folder, str(failure), failure.usage)
+        note_dropped(ledger, folder, str(failure), failure.usage, told)
     session.log.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
     if crashed:
         verdict = verdict_on(ledger, session.options, session.settings, crashed)
@@ -251,7 +255,8 @@ def no_proposal_came(
 def wait_longer(asking: Asking, failure: ProposalFailed) -> None:
     """Count a proposal that failed, tell the next one why, and wait a little longer each time."""
     asking.failures += 1
-    asking.notes.append(f"The last proposal failed: {failure}")
+    if not isinstance(failure, Fault):
+        asking.notes.append(f"The last proposal failed: {failure}")
     asking.not_before = time.time() + (min(2.0 ** (asking.failures - 2), 300) if asking.failures > 1 else 0)
     asking.nothing_left = str(failure) if isinstance(failure, NothingLeft) else ""
 

@@ -57,10 +57,23 @@ def experiments_left(options: Options, ledger: Ledger, queue: Queue) -> float:
     return math.inf if options.experiments is None else options.experiments - begun
 
 
+def proposals_to_come(session: Session, ledger: Ledger, queue: Queue) -> float:
+    """How many experiments still fit into --hours and --experiments, on all slots."""
+    options, slots = session.options, len(queue.slots)
+    seconds = options.deadline - time.time() - confirming_seconds(ledger, session.settings, options, slots)
+    by_time = max(0.0, seconds) * slots / run_seconds(ledger, options.time_budget)
+    return min(by_time, experiments_left(options, ledger, queue))
+
+
+def last_costs(ledger: Ledger, count: int) -> list[float]:
+    """US dollars of the last experiments that an LLM proposed."""
+    return [row.cost for row in ledger.rows if row.cost][-count:]
+
+
 def over_budget(settings: Settings, ledger: Ledger, queue: Queue) -> str:
     """Why another proposal, as dear as the dearest of the last five, could pass max_cost, or ""."""
     spent = ledger.spent + queue.spent
-    next_cost = max([row.cost for row in ledger.rows[-5:]], default=0.0)
+    next_cost = max(last_costs(ledger, 5), default=0.0)
     if settings.max_cost is None or spent + next_cost <= settings.max_cost:
         return ""
     return f"the next proposal could pass max_cost ${settings.max_cost:.2f}: ${spent:.2f} are spent"

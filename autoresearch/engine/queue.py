@@ -182,9 +182,9 @@ def exchange_of(folder: Path) -> str:
     return printed.read_text(errors="replace")[-EXCHANGE:] if printed.is_file() else ""
 
 
-def note_dropped(ledger: Ledger, folder: Path, reason: str, usage: Usage) -> None:
+def note_dropped(ledger: Ledger, folder: Path, reason: str, usage: Usage, told: bool = True) -> None:
     """A proposal came to nothing: the journal says why and how, and its folder goes."""
-    note_failure(ledger, reason, usage, exchange_of(folder))
+    note_failure(ledger, reason, usage, exchange_of(folder), told)
     shutil.rmtree(folder, ignore_errors=True)
 
 

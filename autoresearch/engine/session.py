@@ -14,6 +14,7 @@ from typing import TextIO
 
 from autoresearch.engine.measure import Measure
 from autoresearch.files import ROOT
+from autoresearch.propose.model import check_model
 from autoresearch.record.ledger import Ledger, note
 from autoresearch.record.log import Log
 from autoresearch.run import sandbox
@@ -95,8 +96,25 @@ def reload_program(session: Session) -> None:
         return
     if instructions != session.instructions:
         session.log.say("program.md: new instructions")
+    settings = with_working_model(session, settings)
     before, after = flat(session.settings), flat(settings)
     for name in before:
         if before[name] != after[name]:
             session.log.say(f"program.md: {name} {before[name]} -> {after[name]}")
     session.settings, session.instructions = settings, instructions
+
+
+def with_working_model(session: Session, settings: Settings) -> Settings:
+    """The new settings; with the old model and all that belongs to it where the new one does not work."""
+    names = ("model", "effort", "max_tokens", "prices", "max_cost")
+    before = {name: getattr(session.settings, name) for name in names}
+    changed = before != {name: getattr(settings, name) for name in names}
+    if session.options.proposer != "anthropic" or not changed:
+        return settings
+    problem, warnings = check_model(settings)
+    for line in [problem] if problem else warnings:
+        session.log.say(f"program.md: {line}")
+    if not problem:
+        return settings
+    session.log.say(f"program.md: going on with model {before['model']}, effort {before['effort']}")
+    return dataclasses.replace(settings, **before)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import git
 
+from autoresearch.engine.limits import last_costs, proposals_to_come
 from autoresearch.engine.queue import Queue
 from autoresearch.engine.report import report_of_search
 from autoresearch.engine.session import Session
 from autoresearch.files import ROOT
 from autoresearch.nouns import Estimate
+from autoresearch.propose.prices import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
 from autoresearch.record.progress import draw_progress
@@ -26,9 +28,9 @@ from autoresearch.text import one_line
 DRAW_EVERY = 30.0  # seconds between two drawings
 
 
-def announce(session: Session, ledger: Ledger, slots: int) -> None:
+def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     """What this session is, and what is there already."""
-    options, settings = session.options, session.settings
+    options, settings, slots = session.options, session.settings, len(queue.slots)
     ends = [f"{options.experiments} experiments"] if options.experiments else []
     if options.deadline < float("inf"):
         ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
@@ -42,6 +44,9 @@ def announce(session: Session, ledger: Ledger, slots: int) -> None:
         session.log.show(f"{ledger.tried} experiment{'s' * (ledger.tried != 1)} so far, {best}, {see}")
     for line in sandbox.describe(settings.sandbox, options.scale, settings.memory_gb, slots):
         session.log.say(line)
+    if options.proposer == "anthropic":
+        more, costs = proposals_to_come(session, ledger, queue), last_costs(ledger, 20)
+        session.log.say(cost_line(settings, more, costs))
 
 
 def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from autoresearch.engine.session import Options, Session, read_program
 from autoresearch.files import ROOT
-from autoresearch.propose.api import check_key
+from autoresearch.propose.model import check_model
 from autoresearch.record.log import Log
 from autoresearch.record.repository import changed, current_branch
 from autoresearch.settings import Settings
@@ -89,17 +89,15 @@ def check_data(args: Namespace) -> str:
 
 
 def check_proposer(proposer: str, settings: Settings) -> str:
-    """A key that works and a model that exists, where one is needed."""
+    """A key that works and a model that is there and takes these settings, where one is needed."""
     if proposer != "anthropic":
         return f"{proposer}, which needs no key"
-    if not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
-        fail("ANTHROPIC_API_KEY is not set; set it, or use --proposer constants, or --command '...'")
-    if problem := check_key(settings.model):
+    problem, warnings = check_model(settings)
+    if problem:
         fail(problem)
-    prices = settings.prices
-    return (
-        f"the key works, {settings.model} is there, ${prices.input:g} in and ${prices.output:g} out per million tokens"
-    )
+    for warning in warnings:
+        print(f"warning: {warning}")
+    return f"the key works, and {settings.model} is there"
 
 
 def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:

@@ -1,31 +1,58 @@
 """
 The Messages API: one request, one answer, what it cost; and what is done about every way in which a request can fail.
+
+What passes (overload, rate limits, faults of the server, a lost connection) is waited out. What no waiting mends (a
+rejected key, no credit, a spend limit, a setting that the model does not take) is CannotPropose and ends the session.
+What lies in this one conversation is BeginAgain.
 """
 
-import email.utils
 import itertools
 import random
 import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch.nouns import Proposal, Usage
-from autoresearch.propose.context import CannotPropose, Context, ProposalFailed
-from autoresearch.propose.prompt import cached
-from autoresearch.propose.tools import TOOLS
-from autoresearch.settings import Prices
+from autoresearch.propose.context import CannotPropose, Context, Fault
+from autoresearch.propose.model import LIMITS, cause_of
+from autoresearch.propose.prices import priced
+from autoresearch.propose.tools import tools_for
 from autoresearch.text import one_line
 
 # anthropic takes seconds to import: the functions that use it do.
 
-MAX_TOKENS = 64_000  # of one answer, thinking included
-READ_TIMEOUT = 300.0  # seconds without a byte, after which a stream counts as dead
+MAX_TOKENS = 32_000  # of one answer, where neither program.md nor the API says how many
 LONGEST_WAIT = 60.0  # seconds between two attempts, unless the API names its own
+CHARACTERS_PER_TOKEN = 3.5  # of an answer whose end, and with it the count, never came
+POLL = 0.2  # seconds between two looks at whether anybody still waits
+
+# Types of errors that come in the middle of a stream, whose HTTP status says 200.
+STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+}
+# Codes and words of errors that keep coming until a person has done something.
+SPENT = ("enforced_spend_limit_reached", "contract_spend_limit_reached", "linked_organization_spend_limit_reached")
+ON_HOLD = ("organization_on_hold", "linked_organization_billing_unavailable")
+SPENT_WORDS = r"usage limit|spend(ing)? limit|credit balance"
 
 
-class TooLong(Exception):
-    """The API, or the model, has no room for this prompt."""
+class BeginAgain(Exception):
+    """This conversation cannot go on; a new one may. `shorter`: with less history."""
+
+    def __init__(self, message: str, shorter: bool):
+        super().__init__(message)
+        self.shorter = shorter
 
 
 @dataclass
@@ -39,99 +66,113 @@ class Conversation:
     turns: list[dict] = field(default_factory=list)  # of every answer: how it ended, what it cost
     usage: Usage = field(default_factory=Usage)  # of this proposal; earlier attempts at it were booked before
     proposal: Proposal | None = None  # once it is submitted
+    checked: set[str] = field(default_factory=set)  # texts of train.py that were tried for a few steps
 
 
-def make_client(max_retries: int = 0) -> Any:
-    """An API client; ANTHROPIC_BASE_URL and the SDK's other variables work. Waiting is ours, so that it can be seen."""
-    import anthropic
-
-    return anthropic.Anthropic(max_retries=max_retries, timeout=anthropic.Timeout(READ_TIMEOUT, connect=15.0))
-
-
-def check_key(model: str) -> str:
-    """One cheap call: does the key work, does the model exist? Returns what is wrong, or ""."""
-    import anthropic
-
-    try:
-        with make_client(max_retries=2) as client:
-            client.models.retrieve(model)
-    except (anthropic.AuthenticationError, anthropic.PermissionDeniedError) as error:
-        return f"ANTHROPIC_API_KEY was rejected ({error.status_code}); check the key"
-    except anthropic.NotFoundError:
-        return f"the API knows no model {model!r}; set another `model:` in program.md"
-    except anthropic.AnthropicError as error:
-        return f"the API cannot be reached: {one_line(str(error))}; check the network and ANTHROPIC_BASE_URL"
-    return ""
-
-
-def priced(usage: Any, prices: Prices) -> Usage:
-    """An API usage record as ours, with its cost in US dollars."""
-    counts = {
-        "input": usage.input_tokens,
-        "output": usage.output_tokens,
-        "cache_read": usage.cache_read_input_tokens or 0,
-        "cache_write": usage.cache_creation_input_tokens or 0,
-    }
-    return Usage(**counts, cost=sum(getattr(prices, kind) * count for kind, count in counts.items()) / 1e6)
-
-
-def check_time(context: Context) -> None:
-    if context.should_stop():
-        raise ProposalFailed("stopped")
-    if time.time() > context.deadline:
-        raise ProposalFailed("no time was left to finish the proposal")
+# -----------------------------------------------------------------------------
+# One request
 
 
 def request(conversation: Conversation) -> dict:
-    """What is sent: beside the marks of first_prompt() one on what was said last, and on system if there is room."""
-    system, messages = conversation.system, list(conversation.messages)
-    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    content = messages[last]["content"]
-    messages[last] = {"role": "user", "content": [*content[:-1], cached(content[-1])]}
-    if sum("cache_control" in block for message in messages for block in message["content"]) < 4:
-        system = [*system[:-1], cached(system[-1])]
+    """What is sent: with the hour's marks of first_prompt(), and one for five minutes on what was said last."""
     settings = conversation.context.settings
-    return {
+    *before, last = conversation.messages
+    *blocks, block = last["content"]
+    marked = block | {"cache_control": {"type": "ephemeral"}}
+    sent = {
         "model": settings.model,
-        "max_tokens": MAX_TOKENS,
-        "system": system,
-        "tools": TOOLS,
-        "messages": messages,
-        "thinking": {"type": "adaptive"},
-        "output_config": {"effort": settings.effort},
+        "max_tokens": settings.max_tokens or LIMITS.get(settings.model, MAX_TOKENS),
+        "system": conversation.system,
+        "tools": tools_for(conversation.context),
+        "messages": [*before, last | {"content": [*blocks, marked]}],
     }
+    if settings.effort is None:
+        return sent
+    thinking = {"type": "adaptive", "display": "summarized"}  # the reasons are in the transcript; it costs the same
+    return sent | {"thinking": thinking, "output_config": {"effort": settings.effort}}
 
 
 def stream_reply(client: Any, conversation: Conversation) -> Any:
     """One answer; None if its tool input is not JSON. What it cost is booked however it ends, as far as it is known."""
     import httpx2
 
-    reply = None
-    with client.messages.stream(**request(conversation)) as stream:
+    context, reply, characters, started = conversation.context, None, 0, time.time()
+    with client.messages.stream(**request(conversation)) as stream, watched(stream.response, context):
         try:
             for event in stream:
                 if event.type == "message_start":
-                    reply = stream.current_message_snapshot  # filled in as the stream goes on
-                    conversation.context.begun()
-                check_time(conversation.context)
+                    context.begun()
+                elif not reply:
+                    continue
+                reply = stream.current_message_snapshot
+                characters += delta_size(event)
+                context.used = conversation.usage + priced_so_far(conversation, reply, characters)
         except ValueError as error:
-            conversation.context.log(f"the model's answer cannot be read: {one_line(str(error))[:200]}")
+            context.log(f"the model's answer cannot be read: {one_line(str(error))[:200]}")
             return None
         finally:
             if reply:
-                book(conversation, reply, stream.request_id)
+                book(conversation, reply, stream.request_id, characters, time.time() - started)
     if reply is None or reply.stop_reason is None:
         raise httpx2.RemoteProtocolError("the answer ended early")
     return reply
 
 
-def book(conversation: Conversation, reply: Any, request_id: str | None) -> None:
+def delta_size(event: Any) -> int:
+    """Characters of the model's that an event brings."""
+    if event.type != "content_block_delta":
+        return 0
+    return sum(len(getattr(event.delta, name, None) or "") for name in ("text", "thinking", "partial_json"))
+
+
+@contextmanager
+def watched(response: Any, context: Context) -> Iterator[None]:
+    """Cut the connection when nobody waits for the answer any more: the reader may see nothing for minutes."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            if context.should_stop() or time.time() > context.deadline:
+                with suppress(OSError):
+                    response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+# -----------------------------------------------------------------------------
+# What it cost
+
+
+def priced_so_far(conversation: Conversation, reply: Any, characters: int) -> Usage:
+    """What an answer costs; before its end is there, at least what its characters do."""
+    least = 0 if reply.stop_reason else round(characters / CHARACTERS_PER_TOKEN)
+    return priced(reply.usage, conversation.context.settings, least)
+
+
+def book(conversation: Conversation, reply: Any, request_id: str | None, characters: int, seconds: float) -> None:
     """Add what an answer cost to the bill and to the record."""
-    usage = priced(reply.usage, conversation.context.settings.prices)
+    usage = priced_so_far(conversation, reply, characters)
     details = {"stop_details": reply.stop_details.to_dict()} if reply.stop_details else {}
-    turn = {"request_id": request_id, "stop_reason": reply.stop_reason, "usage": vars(usage)} | details
-    conversation.turns.append(turn)
+    thinking = getattr(getattr(reply.usage, "output_tokens_details", None), "thinking_tokens", None)
+    turn = {"request_id": request_id, "stop_reason": reply.stop_reason, "seconds": round(seconds, 1)}
+    conversation.turns.append(turn | {"usage": vars(usage), "thinking_tokens": thinking} | details)
     conversation.usage += usage
+    conversation.context.used = conversation.usage
+
+
+def check_money(conversation: Conversation) -> None:
+    context, limit = conversation.context, conversation.context.settings.max_cost
+    if limit is not None and context.spent + conversation.usage.cost >= limit:
+        raise Fault(f"max_cost of ${limit:.2f} is reached in the middle of a proposal")
+
+
+# -----------------------------------------------------------------------------
+# What can go wrong
 
 
 def ask(client: Any, conversation: Conversation) -> Any:
@@ -152,43 +193,45 @@ def ask(client: Any, conversation: Conversation) -> Any:
             raise_for_good(error, problem)
             wait = retry_after(error.response.headers.get("retry-after", ""))
         except (anthropic.APIError, httpx2.RequestError) as error:
-            problem, wait = f"the connection failed: {type(error).__name__}: {one_line(str(error))[:100]}", None
+            problem, wait = f"the connection failed: {cause_of(error)}", None
+        check_time(context)
         wait_to_retry(context, problem, wait or min(LONGEST_WAIT, 2**attempt) * random.uniform(0.75, 1))
-
-
-def check_money(conversation: Conversation) -> None:
-    context, limit = conversation.context, conversation.context.settings.max_cost
-    if limit is not None and context.spent + conversation.usage.cost >= limit:
-        raise ProposalFailed(f"max_cost of ${limit:.2f} is reached in the middle of a proposal")
 
 
 def raise_for_good(error: Any, problem: str) -> None:
     """Raise what an API error means, unless it will pass: rate limits, overload, timeouts, faults of the server."""
-    status = error.status_code
-    if status < 400:  # an error in the middle of a stream that began well
-        status = 400 if error.type == "invalid_request_error" else 500
-    if status in (401, 402, 403, 404):
+    status = error.status_code if error.status_code >= 400 else STATUS.get(error.type, 500)
+    if error.error_code in SPENT or (status == 400 and re.search(SPENT_WORDS, problem, re.I)):
+        raise CannotPropose(f"{problem}; raise the spend limit in the Console, or wait until it is reset") from error
+    if status in (401, 402, 403, 404) or error.error_code in ON_HOLD:
         raise CannotPropose(f"{problem}; check the key, its credit and `model:` in program.md") from error
-    if status == 413 or (status == 400 and re.search(r"too long|context (window|limit|length)", problem)):
-        raise TooLong(problem) from error
+    if status == 400 and "not supported" in problem:
+        raise CannotPropose(f"{problem}; change `model:`, `effort:` or `max_tokens:` in program.md") from error
+    if status in (400, 413, 422):
+        too_long = status == 413 or re.search(r"too long|context (window|limit|length|size)", problem)
+        raise BeginAgain(problem, shorter=bool(too_long)) from error
     if status not in (408, 409, 429) and status < 500:
-        raise ProposalFailed(problem) from error
+        raise Fault(problem) from error
 
 
 def retry_after(header: str) -> float | None:
-    """Seconds that the API asks to wait for, given as a number or as a date; None if it does not say."""
-    if re.fullmatch(r"\d+(\.\d+)?", header):
-        return float(header) or None
-    date = email.utils.parsedate_tz(header)
-    return max(1.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    """Seconds that the API asks to wait for; None if it does not say."""
+    return (float(header) or None) if re.fullmatch(r"\d+(\.\d+)?", header) else None
+
+
+def check_time(context: Context) -> None:
+    if context.should_stop():
+        raise Fault("stopped")
+    if time.time() > context.deadline:
+        raise Fault("no time was left to finish the proposal")
 
 
 def wait_to_retry(context: Context, problem: str, seconds: float) -> None:
-    """Wait, and say so. Raises ProposalFailed if the time of this proposal is over before."""
+    """Wait, and say so. Raises Fault if the time of this proposal is over before."""
     until = time.time() + seconds
     if until > context.deadline:
-        raise ProposalFailed(f"{problem}; to wait {seconds:.0f} s for another attempt is too late for this proposal")
+        raise Fault(f"{problem}; to wait {seconds:.0f} s for another attempt is too late for this proposal")
     context.log(f"{problem}; asking again in {seconds:.0f} s")
     while time.time() < until:
         check_time(context)
-        time.sleep(min(0.2, max(0.0, until - time.time())))
+        time.sleep(min(POLL, max(0.0, until - time.time())))

@@ -1,8 +1,9 @@
 """
-anthropic: a proposer. Claude reads what was tried, edits train.py with the text-editor tool, submits; the Messages API.
+anthropic: a proposer. Claude reads what was tried, edits train.py with an editor, submits; the Messages API.
 
+    python agent_loop.py propose                         # one real proposal, shown; nothing is trained
     python agent_loop.py --hours 48                      # the default proposer; needs ANTHROPIC_API_KEY
-    python -m pytest tests/propose/test_claude.py            # against a local server that speaks the protocol
+    python -m pytest tests/propose                       # against a local server that speaks the protocol
     python benchmarks/scripted_researcher.py             # 40 experiments with a scripted model, as one transcript
 
 One conversation makes one experiment, and is continued where that experiment crashed by a slip. What it is shown is
@@ -14,23 +15,34 @@ the same again) or CannotPropose (a person has to mend something). The whole exc
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal
-from autoresearch.propose.api import Conversation, TooLong, ask, make_client
-from autoresearch.propose.context import Context, ProposalFailed, Refused
-from autoresearch.propose.prompt import HISTORY_CHARACTERS, crash_text, first_prompt, text_block, untrusted
-from autoresearch.propose.tools import ToolError, argument, checked_proposal, edit_text
+from autoresearch.propose.api import BeginAgain, Conversation, ask
+from autoresearch.propose.context import CannotPropose, Context, ProposalFailed, Refused
+from autoresearch.propose.model import make_client
+from autoresearch.propose.prompt import (
+    HISTORY_CHARACTERS,
+    clean,
+    crash_text,
+    first_prompt,
+    read_notebook,
+    text_block,
+    untrusted,
+)
+from autoresearch.propose.tools import ToolError, argument, checked, edit_text, made_proposal
 from autoresearch.text import one_line
 
 READ_CHARACTERS = 12_000  # of what read_experiment shows
 STUMBLES = 3  # answers in a row without a usable tool call, after which the proposal counts as failed
-SHORTENINGS = 4  # how often the history is halved because the API finds the prompt too long
+BEGINNINGS = 4  # of one proposal; where the prompt is too long, each with half the history
+NOTEBOOK = threading.Lock()  # several conversations may write it at once
 
 # -----------------------------------------------------------------------------
-# The conversation
+# The answer
 
 
 def add(conversation: Conversation, role: str, blocks: list[dict]) -> None:
@@ -57,7 +69,7 @@ def take_reply(conversation: Conversation, reply: Any) -> bool:
         explanation = one_line(explanation or "it gave no explanation")[:500]
         raise Refused(f"the model declined ({category or 'no category'}): {explanation}")
     if reply.stop_reason == "model_context_window_exceeded":
-        raise TooLong("the conversation does not fit into the model's context window")
+        raise BeginAgain("the conversation does not fit into the model's context window", shorter=True)
     if reply.stop_reason == "max_tokens":
         say(conversation, "Your last answer was cut off for its length, and dropped. Be brief: make smaller edits.")
         return False
@@ -65,25 +77,41 @@ def take_reply(conversation: Conversation, reply: Any) -> bool:
     if any("thinking" not in block["type"] for block in content):  # thinking alone cannot be sent back
         add(conversation, "assistant", content)
     if calls := [block for block in reply.content if block.type == "tool_use"]:
-        add(conversation, "user", [tool_result(conversation, call) for call in calls])
-    elif reply.stop_reason != "pause_turn":  # after a pause it is simply asked to go on
-        answer_without_tool(conversation, reply)
-        return False
-    return True
+        add(conversation, "user", tool_results(conversation, calls))
+        return True
+    answer_without_tool(conversation, reply)
+    return False
 
 
 def answer_without_tool(conversation: Conversation, reply: Any) -> None:
-    """Words only: in a repair that is its way to give up; else it is reminded."""
-    if conversation.context.crash:
+    """Words only: in a repair in which nothing was edited that is its way to give up; else it is reminded."""
+    crash = conversation.context.crash
+    if crash and conversation.source == crash.source:
         words = one_line(" ".join(block.text for block in reply.content if block.type == "text"))
         raise ProposalFailed(f"the model leaves the crash as it is: {words[:300]}")
     say(conversation, "Nothing is submitted yet. Edit train.py with the tool, then call submit.")
 
 
-def tool_result(conversation: Conversation, call: Any) -> dict:
+# -----------------------------------------------------------------------------
+# The tools at work
+
+
+def tool_results(conversation: Conversation, calls: list[Any]) -> list[dict]:
+    """Carry out the calls of one answer, submit last: half of an idea, where another edit missed, is not submitted."""
+    results: dict[str, dict] = {}
+    missed = False
+    for call in sorted(calls, key=lambda call: call.name == "submit"):
+        results[call.id] = tool_result(conversation, call, missed)
+        missed = missed or (call.name == "editor" and results[call.id].get("is_error", False))
+    return [results[call.id] for call in calls]
+
+
+def tool_result(conversation: Conversation, call: Any, missed: bool) -> dict:
     """Carry out one tool call; what is wrong with it goes back to the model."""
     result = {"type": "tool_result", "tool_use_id": call.id}
     try:
+        if missed and call.name in ("submit", "check"):
+            raise ToolError("not done: an edit of this same answer failed. Mend that edit, then submit")
         return result | {"content": use_tool(conversation, call.name, call.input)}
     except ToolError as error:
         return result | {"content": f"error: {error}", "is_error": True}
@@ -96,19 +124,52 @@ def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
         raise ToolError("the tool's input should be an object")
     if conversation.proposal:
         raise ToolError("train.py is already submitted")
-    if name == "str_replace_based_edit_tool":
-        conversation.source, answer = edit_text(conversation.source, arguments)
-        return answer
+    if name == "editor":
+        return edit_file(conversation, arguments)
     if name == "read_experiment":
         number, what = argument(arguments, "number", int), argument(arguments, "what", str)
         try:
             return untrusted(context.read(number, what), READ_CHARACTERS)
         except ValueError as error:
             raise ToolError(str(error)) from error
+    if name == "check" and context.check:
+        conversation.checked.add(conversation.source)
+        return checked(context, conversation.source)
     if name == "submit":
-        conversation.proposal = checked_proposal(context, conversation.source, arguments)
-        return "submitted"
+        return submit(conversation, arguments)
     raise ToolError(f"there is no tool {name}")
+
+
+def edit_file(conversation: Conversation, arguments: dict) -> str:
+    """The editor: train.py in this conversation, or the notebook on disk, which outlives it."""
+    path = Path(argument(arguments, "path", str)).name
+    if path == "train.py":
+        conversation.source, answer = edit_text(conversation.source, arguments)
+        return answer
+    if path != "notebook.md":
+        raise ToolError(f"there are only train.py and notebook.md here, not {arguments['path']}")
+    with NOTEBOOK:
+        before = read_notebook(conversation.context)
+        after, answer = edit_text(before, arguments, path)
+        if after != before:
+            conversation.context.notebook.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(conversation.context.notebook, clean(after))
+    return answer
+
+
+def submit(conversation: Conversation, arguments: dict) -> str:
+    """Submit train.py as it is edited, after a check of a few steps, once for each text. Raises ToolError."""
+    context, source = conversation.context, conversation.source
+    proposal, answer = made_proposal(context, source, arguments), "submitted"
+    if context.check and source not in conversation.checked:
+        conversation.checked.add(source)
+        answer = f"submitted; {checked(context, source)}"
+    conversation.proposal = proposal
+    return answer
+
+
+# -----------------------------------------------------------------------------
+# The conversation
 
 
 def exchange_path(context: Context) -> Path:
@@ -150,7 +211,7 @@ def resume(context: Context) -> Conversation | None:
 
 
 def converse(client: Any, conversation: Conversation) -> Proposal:
-    """Turn after turn until something is submitted. Raises ProposalFailed and its kinds, or TooLong."""
+    """Turn after turn until something is submitted. Raises ProposalFailed and its kinds, or BeginAgain."""
     limit, stumbles = conversation.context.settings.max_turns, 0
     for _ in range(limit):
         reply = ask(client, conversation)
@@ -163,26 +224,30 @@ def converse(client: Any, conversation: Conversation) -> Proposal:
     raise ProposalFailed(f"nothing was submitted in {limit} turns")
 
 
-def converse_within_context(client: Any, conversation: Conversation) -> Proposal:
-    """The same, begun afresh with half the history where the prompt is too long."""
-    context = conversation.context
-    for shortening in range(1, SHORTENINGS + 2):
+def converse_or_begin_again(client: Any, conversation: Conversation) -> Proposal:
+    """The same, begun afresh where the API does not take the conversation; with half the history if it is too long."""
+    limit = HISTORY_CHARACTERS
+    for _ in range(BEGINNINGS):
         try:
             return converse(client, conversation)
-        except TooLong as error:
-            limit = HISTORY_CHARACTERS >> shortening
-            context.log(f"{error}; beginning again with {limit} characters of history")
-            fresh = begin(context, limit)
+        except BeginAgain as error:
+            problem, limit = error, limit // 2 if error.shorter else limit
+            conversation.context.log(f"{problem}; beginning again with {limit} characters of history")
+            fresh = begin(conversation.context, limit)
             conversation.source, conversation.system, conversation.messages = fresh.source, fresh.system, fresh.messages
-    raise ProposalFailed("the prompt is too long, however little history is sent")
+    mend = "lower `max_tokens:`, or take a model with a larger window" if problem.shorter else "see exchange.json"
+    raise CannotPropose(f"{problem}: {BEGINNINGS} times in a row; {mend}")
 
 
 def propose_by_claude(context: Context) -> Proposal:
-    """The next train.py, or the repaired one. Raises ProposalFailed, Refused or CannotPropose, with what it cost."""
+    """The next train.py, or the repaired one. Raises ProposalFailed, Refused or CannotPropose.
+
+    What it has cost is in context.used, whatever it ends with.
+    """
     conversation = resume(context) or begin(context, HISTORY_CHARACTERS)
     try:
         with make_client() as client:
-            proposal = converse_within_context(client, conversation)
+            proposal = converse_or_begin_again(client, conversation)
     except ProposalFailed as failure:
         failure.usage = conversation.usage
         save(conversation, f"failed: {failure}")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch.nouns import Usage
+from autoresearch.nouns import RunResult, Usage
 from autoresearch.row import Row
 from autoresearch.settings import Settings
 
@@ -71,9 +71,12 @@ class Context:
     log: Callable[[str], None] = lambda line: None  # shown, and written to loop.log
     others: int = 0  # proposers that are at work on experiments of their own at this moment
     begun: Callable[[], object] = lambda: None  # called when the answer begins to come
+    machine: str = ""  # what the trainings run on: device, memory, versions; some lines
     keep_gain: float = math.nan  # a measured gain in val_bpb that is kept after one run; nan if it is not known
     time_left: float = math.inf  # seconds of this session
     experiments_left: float = math.inf  # that still fit, by --hours and --experiments
+    check: Callable[[str], RunResult] | None = None  # a few steps of a train.py at tiny size, on the CPU
+    used: Usage = field(default_factory=Usage)  # by this proposal so far: set by the proposer while it is at work
     tag: str = ""  # of the search
     diffs: Callable[[list[int]], dict[int, str]] = lambda numbers: {}  # of several experiments, by number: one git call
     profile: Callable[[int], str] = lambda number: ""  # where a step's time goes; waits for a slot; ValueError
@@ -105,5 +108,9 @@ class NothingLeft(ProposalFailed):
     """The proposer has tried all that it can change on this best."""
 
 
-class CannotPropose(ProposalFailed):
-    """No edit until a person changes something: a rejected key, an unknown model."""
+class Fault(ProposalFailed):
+    """Nothing that a proposer could learn from: the API, the network, the time or the money. No later one is told."""
+
+
+class CannotPropose(Fault):
+    """No edit until a person changes something: a rejected key, an unknown model, a spend limit."""

@@ -1,19 +1,20 @@
 """
-The tools that the model works with: an editor for train.py, a look at past experiments, and submit.
+The tools that the model works with: an editor, a look at past experiments, a check of a few steps, and submit.
 
-What is wrong with a call is a ToolError, which goes back to the model as the tool's answer.
+What is wrong with a call is a ToolError, which goes back to the model as the tool's answer. The editor is a tool like
+the others, with a schema of its own: so it works on any server that speaks the Messages API.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
-from autoresearch.files import replace_file
-from autoresearch.nouns import Proposal
+from autoresearch.nouns import Proposal, RunResult
 from autoresearch.propose.context import Context
-from autoresearch.propose.prompt import NOTEBOOK_CHARACTERS, clean
+from autoresearch.propose.prompt import NOTEBOOK_CHARACTERS, untrusted
 from autoresearch.source import edit_problem, syntax_problem
 from autoresearch.text import one_line
+
+CHECK_CHARACTERS = 6_000  # of the end of a check's log
 
 # -----------------------------------------------------------------------------
 # Definitions
@@ -21,6 +22,7 @@ CATEGORIES = (
     *("architecture", "optimizer", "schedule", "hyperparameter", "initialization", "batch", "efficiency"),
     *("simplification", "other"),
 )
+TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 
 
 def tool(name: str, description: str, properties: dict, optional: tuple[str, ...] = ()) -> dict:
@@ -30,34 +32,52 @@ def tool(name: str, description: str, properties: dict, optional: tuple[str, ...
     return {"name": name, "description": description, "input_schema": schema, "strict": True}
 
 
+EDITOR_TOOL = """Edit train.py, or your notebook.md. str_replace: replace old_str, which must occur exactly once, by
+new_str. insert: put insert_text behind line insert_line (0: at the top). create: write the whole file, file_text.
+view: show its lines, with numbers; view_range [first, last], -1 for the end. Prefer several small str_replace calls in
+one answer to one long one; create is for an empty notebook."""
 READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, or its notes
 (why it was tried, what was expected, how it was judged)."""
+CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary. It takes
+seconds. submit does the same by itself, once for each text, so call it only to look at something before."""
 SUBMIT_TOOL = "Submit train.py, as edited, as the next experiment. It is checked; what is wrong comes back as an error."
-NOTEBOOK = (
-    f"the whole new text of your notebook, at most {NOTEBOOK_CHARACTERS} characters; without it the notebook stays"
-)
 EXPECTED = "by how much you expect val_bpb to fall, e.g. 0.002; negative if it should rise"
 
-TOOLS = [
-    {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
-    tool(
-        "read_experiment",
-        READ_TOOL,
-        {"number": {"type": "integer"}, "what": {"type": "string", "enum": ["diff", "log", "notes"]}},
-    ),
-    tool(
-        "submit",
-        SUBMIT_TOOL,
-        {
-            "description": {"type": "string", "description": "one line: what changed, from what to what"},
-            "hypothesis": {"type": "string", "description": "one or two sentences: why this should help"},
-            "expected_gain": {"type": "number", "description": EXPECTED},
-            "category": {"type": "string", "enum": [*CATEGORIES]},
-            "notebook": {"type": "string", "description": NOTEBOOK},
-        },
-        optional=("notebook",),
-    ),
-]
+EDITOR = tool(
+    "editor",
+    EDITOR_TOOL,
+    {
+        "command": {"type": "string", "enum": ["view", "str_replace", "insert", "create"]},
+        "path": {"type": "string", "enum": ["train.py", "notebook.md"]},
+        "old_str": TEXT,
+        "new_str": TEXT,
+        "insert_line": WHOLE,
+        "insert_text": TEXT,
+        "file_text": TEXT,
+        "view_range": {"type": "array", "items": WHOLE},
+    },
+    optional=("old_str", "new_str", "insert_line", "insert_text", "file_text", "view_range"),
+)
+READ = tool(
+    "read_experiment",
+    READ_TOOL,
+    {"number": WHOLE, "what": {"type": "string", "enum": ["diff", "log", "notes"]}},
+)
+CHECK = tool("check", CHECK_TOOL, {})
+SUBMIT = tool(
+    "submit",
+    SUBMIT_TOOL,
+    {
+        "description": {"type": "string", "description": "one line: what changed, from what to what"},
+        "hypothesis": {"type": "string", "description": "one or two sentences: why this should help"},
+        "expected_gain": {"type": "number", "description": EXPECTED},
+        "category": {"type": "string", "enum": [*CATEGORIES]},
+    },
+)
+
+
+def tools_for(context: Context) -> list[dict]:
+    return [EDITOR, READ, CHECK, SUBMIT] if context.check else [EDITOR, READ, SUBMIT]
 
 
 class ToolError(Exception):
@@ -65,58 +85,66 @@ class ToolError(Exception):
 
 
 def argument(arguments: dict, name: str, kind: type, default: Any = None) -> Any:
-    """An argument of a tool call. Raises ToolError if it is missing or of another type."""
-    value = arguments.get(name, default)
+    """An argument of a tool call; null counts as left out. Raises ToolError if it is missing or of another type."""
+    value = default if arguments.get(name) is None else arguments[name]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise ToolError(f"the argument {name} is missing or is not of type {kind.__name__}")
     return value
 
 
-def edit_text(source: str, arguments: dict) -> tuple[str, str]:
-    """Carry out one text-editor call on `source`. Returns (new source, answer to the model); raises ToolError."""
-    path, command = argument(arguments, "path", str), argument(arguments, "command", str)
-    if Path(path).name != "train.py":
-        raise ToolError(f"there is only train.py here, not {path}")
+# -----------------------------------------------------------------------------
+# The editor
+
+
+def edit_text(text: str, arguments: dict, name: str = "train.py") -> tuple[str, str]:
+    """Carry out one call of the editor on the text of file `name`. Returns (new text, answer); raises ToolError."""
+    command = argument(arguments, "command", str)
     if command == "view":
-        return source, view_lines(source, argument(arguments, "view_range", list, [1, -1]))
+        return text, view_lines(text, argument(arguments, "view_range", list, [1, -1]))
     if command == "create":
         after = argument(arguments, "file_text", str)
     elif command == "str_replace":
-        after = replace_once(source, argument(arguments, "old_str", str), argument(arguments, "new_str", str, ""))
+        after = replace_once(text, argument(arguments, "old_str", str), argument(arguments, "new_str", str, ""), name)
     elif command == "insert":
-        after = insert_after(source, argument(arguments, "insert_line", int), argument(arguments, "insert_text", str))
+        after = insert_after(text, argument(arguments, "insert_line", int), argument(arguments, "insert_text", str))
     else:
-        raise ToolError(f"there is no command {command}; there are view, create, str_replace and insert")
-    if after == source:
+        raise ToolError(f"there is no command {command}; there are view, str_replace, insert and create")
+    if after == text:
         raise ToolError("this changes nothing")
-    return after, f"train.py is edited{syntax_warning(after)}"
+    if name == "train.py":
+        return after, f"train.py is edited{syntax_warning(after)}"
+    if len(after) > max(NOTEBOOK_CHARACTERS, len(text)):
+        raise ToolError(f"the notebook would have {len(after)} characters; at most {NOTEBOOK_CHARACTERS} are kept")
+    return after, f"{name} is edited"
 
 
-def view_lines(source: str, view_range: list) -> str:
+def view_lines(text: str, view_range: list) -> str:
     """Numbered lines from the first to the last of `view_range`, -1 for the end."""
-    lines = source.removesuffix("\n").split("\n")
-    if len(view_range) != 2 or not all(type(number) is int for number in view_range):
+    lines = text.removesuffix("\n").split("\n")
+    if len(view_range) != 2 or not all(isinstance(number, int | float) for number in view_range):
         raise ToolError("view_range should be two line numbers")
-    first, last = view_range[0], len(lines) if view_range[1] == -1 else view_range[1]
+    first, last = int(view_range[0]), len(lines) if view_range[1] == -1 else int(view_range[1])
     if not 1 <= first <= last <= len(lines):
         raise ToolError(f"view_range {view_range} is not within lines 1 to {len(lines)}")
     return "\n".join(f"{number}\t{lines[number - 1]}" for number in range(first, last + 1))
 
 
-def replace_once(source: str, old: str, new: str) -> str:
-    count = source.count(old) if old else 0
+def replace_once(text: str, old: str, new: str, name: str) -> str:
+    count = text.count(old) if old else 0
     if count != 1:
-        raise ToolError(f"old_str occurs {count} times in train.py; it must occur exactly once")
-    return source.replace(old, new)
+        raise ToolError(f"old_str occurs {count} times in {name}; it must occur exactly once")
+    return text.replace(old, new)
 
 
-def insert_after(source: str, number: int, text: str) -> str:
-    """`text` as lines of its own behind line `number`, 0 for the top."""
-    lines = [f"{line}\n" for line in source.removesuffix("\n").split("\n")]
+def insert_after(text: str, number: int, new: str) -> str:
+    """`new` as lines of its own behind line `number`, 0 for the top."""
+    lines = [f"{line}\n" for line in text.removesuffix("\n").split("\n")] if text else []
     if not 0 <= number <= len(lines):
         raise ToolError(f"insert_line {number} is not between 0 and {len(lines)}")
-    return "".join([*lines[:number], text.removesuffix("\n") + "\n", *lines[number:]])
+    return "".join([*lines[:number], new.removesuffix("\n") + "\n", *lines[number:]])
 
 
 def syntax_warning(source: str) -> str:
@@ -125,24 +153,41 @@ def syntax_warning(source: str) -> str:
     return f"; as it stands it does not parse: {problem}" if problem else ""
 
 
-def checked_proposal(context: Context, source: str, arguments: dict) -> Proposal:
-    """What is submitted, if it can be an experiment. Raises ToolError; writes the notebook."""
+# -----------------------------------------------------------------------------
+# Check and submit
+
+
+def check_passed(result: RunResult) -> bool:
+    """Whether a checked train.py came to its end: its number is not looked at."""
+    return result.status == "ok" or (bool(result.summary) and "Traceback" not in result.tail)
+
+
+def checked(context: Context, source: str) -> str:
+    """What a few steps of a train.py showed. Raises ToolError with the end of its log if it failed."""
+    assert context.check
+    result = context.check(source)
+    took = f"the check took {result.seconds:.0f} s"
+    if result.status in ("timeout", "interrupted"):  # says nothing: the machine may be busy
+        return f"{took} and was broken off, so that it says nothing: {one_line(result.error)}"
+    if check_passed(result):
+        return f"{took}: two steps at a tiny size on the CPU went through"
+    log = untrusted(result.tail, CHECK_CHARACTERS)
+    advice = "Mend it. If this only fails for want of a GPU, submit the same text again: it is not checked twice."
+    raise ToolError(f"{took} and failed: {one_line(result.error)}\n{log}\n{advice}")
+
+
+def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:
+    """What is submitted, if it can be an experiment. Raises ToolError."""
     texts = {name: argument(arguments, name, str) for name in ("description", "hypothesis", "category")}
     expected = float(argument(arguments, "expected_gain", float))
-    notebook = argument(arguments, "notebook", str, "")
     if not one_line(texts["description"]):
         raise ToolError("the description is empty")
     if texts["category"] not in CATEGORIES:
         raise ToolError(f"the category should be one of: {', '.join(CATEGORIES)}")
     if not math.isfinite(expected):
         raise ToolError("expected_gain should be a finite number")
-    if len(notebook) > NOTEBOOK_CHARACTERS:
-        raise ToolError(f"the notebook has {len(notebook)} characters; at most {NOTEBOOK_CHARACTERS} are kept")
     before = [context.best_source] + ([context.crash.source] if context.crash else [])
     if problem := next(filter(None, (edit_problem(text, source) for text in before)), "") or context.forbidden(source):
         raise ToolError(problem)
-    if notebook:
-        context.notebook.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(context.notebook, clean(notebook))
     texts["description"] = one_line(texts["description"])
     return Proposal(source=source, expected=expected, **texts)

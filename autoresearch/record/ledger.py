@@ -44,6 +44,7 @@ class Failure:
     cost: float
     tokens: int
     at: float = math.nan  # time.time()
+    told: bool = True  # to later proposers: not where nobody's edit was to blame
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,10 @@ def note_run(ledger: Ledger, run: Run) -> None:
     note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
 
 
-def note_failure(ledger: Ledger, reason: str, usage: Usage, exchange: str = "") -> None:
-    """A proposal that came to nothing, what it cost, and what was said in making it."""
+def note_failure(ledger: Ledger, reason: str, usage: Usage, exchange: str = "", told: bool = True) -> None:
+    """A proposal that came to nothing, what it cost, what was said, and whether later proposers hear of it."""
     values = {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens}
-    note(ledger, "failed", values | {"exchange": exchange})
+    note(ledger, "failed", values | {"exchange": exchange} | ({} if told else {"told": False}))
 
 
 # -----------------------------------------------------------------------------
