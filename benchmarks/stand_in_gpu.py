@@ -101,7 +101,7 @@ const char *cudaGetErrorString(cudaError_t error) { return error ? "out of memor
 const char *cudaGetErrorName(cudaError_t error) { return cudaGetErrorString(error); }
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *function) {
     memset(found, 0, sizeof *found);
-    found->maxThreadsPerBlock = 1024;
+    found->maxThreadsPerBlock = 1024, found->binaryVersion = number("STAND_IN_CAPABILITY");
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
@@ -111,6 +111,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
     p->totalGlobalMem = limit(), p->l2CacheSize = 50 << 20;
     p->multiProcessorCount = 132, p->warpSize = 32; /* this and all that follows: an H100's */
     p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048;
+    p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
+    p->maxGridSize[0] = 2147483647, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
     p->regsPerBlock = p->regsPerMultiprocessor = 65536;
     p->sharedMemPerBlock = 49152, p->sharedMemPerBlockOptin = 232448, p->sharedMemPerMultiprocessor = 233472;
     return cudaSuccess;
