@@ -12,7 +12,6 @@ from pathlib import Path
 
 from autoresearch.engine.queue import Slot, Task, Train
 from autoresearch.engine.session import Session
-from autoresearch.files import RECORD
 from autoresearch.nouns import Run, RunResult
 from autoresearch.record.log import Log
 from autoresearch.run import cluster
@@ -86,7 +85,6 @@ def start_run(
     def work() -> None:
         outcome: RunResult | Exception
         try:
-            (folder / RECORD).unlink(missing_ok=True)  # of a run that was stopped
             outcome = slot.train(
                 task.candidate.proposal.source,
                 folder,
