@@ -92,8 +92,8 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
 
     PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
     options = Options("t", "simulated", "", experiments, None, math.inf, "cpu", 42, prepare_data.TIME_BUDGET, 128, 1024)
-    one_at_a_time = {"look_ahead": 0, "proposers": 1} if serial else {}
-    settings = Settings(keep=KeepRule(max_runs=1, confirm_runs=0), proposers=64, **one_at_a_time)
+    asked = {"look_ahead": 0, "proposers": 1} if serial else {"proposers": 64}
+    settings = Settings(keep=KeepRule(max_runs=1, confirm_runs=0), **asked)
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"
     lock = open("lock", "w")  # noqa: SIM115 (as long as the process)
     session = Session(options, log, lock, settings, "", program.stat().st_mtime_ns)
