@@ -9,9 +9,9 @@ Run once as a script, it downloads text, trains a BPE tokenizer, and packs the t
 ~/.cache/autoresearch/<scale>/. Run again, it goes on where it stopped. autoresearch/data/ does that work. Imported by
 train.py, this file serves those rows as batches and scores a model on the validation rows in bits per byte.
 
-Environment: AUTORESEARCH_SCALE (h100 or cpu), AUTORESEARCH_SEED, AUTORESEARCH_STEPS (train this many steps instead of
-TIME_BUDGET seconds), AUTORESEARCH_DATA_DIR (instead of ~/.cache/autoresearch), AUTORESEARCH_RECORD (a file for the
-evaluator's record: see autoresearch/judge/measurement.py); HF_ENDPOINT and HF_TOKEN for the download.
+Environment: AUTORESEARCH_SCALE (h100 or cpu), AUTORESEARCH_SEED, AUTORESEARCH_BUDGET (seconds of training instead of
+the scale's), AUTORESEARCH_STEPS (train this many steps instead), AUTORESEARCH_DATA_DIR (instead of
+~/.cache/autoresearch), AUTORESEARCH_RECORD (a file for the evaluator's record); HF_ENDPOINT and HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def env_int(name: str, default: int) -> int:
 
 SCALE = choose_scale()
 MAX_SEQ_LEN = SCALES[SCALE].max_seq_len
-TIME_BUDGET = SCALES[SCALE].time_budget
+TIME_BUDGET = env_int("AUTORESEARCH_BUDGET", SCALES[SCALE].time_budget)  # seconds of training
 SEED = env_int("AUTORESEARCH_SEED", 42)
 STEPS = env_int("AUTORESEARCH_STEPS", 0)  # 0: the time budget decides
 DATA_ROOT = Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser().resolve()

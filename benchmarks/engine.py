@@ -110,7 +110,7 @@ def run_search(session, ledger, queue) -> None:
     from agent_loop import loop
     from autoresearch.engine.show import Drawing
 
-    loop(session, ledger, queue, Drawing(session.log))
+    loop(session, ledger, queue, Drawing(session.log, ledger.repo, ledger.tag))
 
 
 def measure_busy(slots: int, serial: bool, share: float) -> dict:
@@ -156,7 +156,7 @@ def write_history(ledger, experiments: int) -> None:
 
 def measure_overhead(experiments: int, more: int = 30) -> dict:
     """Seconds to come back to a search of so many experiments, and the loop's own seconds per further one."""
-    from autoresearch.record.progress import draw_progress
+    from autoresearch.engine.show import Drawing
 
     train = simulated_train(0.0, random.Random(1), [])
     session, ledger, queue = make_search(1, False, train, 0.0, 0)
@@ -168,8 +168,8 @@ def measure_overhead(experiments: int, more: int = 30) -> dict:
     assert len(ledger.rows) == experiments
     run_search(session, ledger, queue)
     looped = time.monotonic()
-    draw_progress(ledger.rows, ROOT / "progress.png")
-    drawn = time.monotonic() - looped  # every time, where trainings take more than half a minute
+    Drawing(session.log, ledger.repo, ledger.tag).draw_both(ledger.rows, None)
+    drawn = time.monotonic() - looped  # beside the loop, every time where trainings take more than half a minute
     return {"resume": resumed - started, "experiment": (looped - resumed) / more, "drawing": drawn}
 
 
@@ -216,11 +216,11 @@ def main() -> None:
             ratio = engine["per_hour"] / serial["per_hour"]
             figures = "".join(f"{each['busy']:16.1%}{each['per_hour']:10.0f}" for each in (serial, engine))
             print(f"{slots:5}  {share:8.2f} of a run{figures}{ratio:9.2f}", flush=True)
-    print("\nexperiments  resumed in    loop's own time per experiment    drawing progress.png")
+    print("\nexperiments  resumed in    loop's own time per experiment    drawing picture and page")
     for experiments in (10, 1000, 2000):
         cost = in_repository("measure_overhead", experiments)
         print(
-            f"{experiments:11}{cost['resume']:10.2f} s{cost['experiment']:28.3f} s{cost['drawing']:22.2f} s", flush=True
+            f"{experiments:11}{cost['resume']:10.2f} s{cost['experiment']:28.3f} s{cost['drawing']:26.2f} s", flush=True
         )
 
 

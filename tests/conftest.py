@@ -23,7 +23,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # pytest's 
 # Read once, when prepare_data is imported: set before any test file does that.
 os.environ["AUTORESEARCH_SCALE"] = "cpu"
 os.environ["AUTORESEARCH_DATA_DIR"] = folder_of_session
-for name in ("HF_ENDPOINT", "HF_TOKEN", "AUTORESEARCH_SEED", "AUTORESEARCH_STEPS"):
+for name in ("HF_ENDPOINT", "HF_TOKEN", "AUTORESEARCH_SEED", "AUTORESEARCH_BUDGET", "AUTORESEARCH_STEPS"):
     os.environ.pop(name, None)
 
 

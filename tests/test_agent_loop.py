@@ -413,3 +413,13 @@ def test_a_row_survives_the_table(tmp_path):
     assert row_of_message(row.commit, "0003: a message without a result") is None
     same = {"gain": 0, "expected": 0, "hypothesis": ""}
     assert dataclasses.replace(back, **same) == dataclasses.replace(row, **same)
+
+
+def test_a_search_keeps_the_budget_that_it_began_with(prepared, tmp_path):
+    repo = make_repository(tmp_path / "repo")
+    options = ("--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    first = run_loop(repo, *options)
+    assert first.returncode == 0, first.stdout
+    done = run_loop(repo, *options, env={"AUTORESEARCH_BUDGET": "5"})
+    mend = "AUTORESEARCH_BUDGET=20, or start another --tag"
+    assert (done.returncode, done.stderr) == (2, f"error: the runs of search t train for 20 s, not 5 s; {mend}\n")

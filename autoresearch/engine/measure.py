@@ -31,11 +31,21 @@ def load_measure(folder: Path, scale: str) -> Measure:
     if problem := measurement.check_fingerprint(data):
         fail(problem)
     if path.exists():
-        return Measure(path, scale, **json.loads(path.read_text()))
+        measure = Measure(path, scale, **json.loads(path.read_text()))
+        check_budget(measure, folder.name)
+        return measure
     files = measurement.measure_files(measurement.protected_files(data))
     measure = Measure(path, scale, measurement.measure_expected(), files)
     save_measure(measure)
     return measure
+
+
+def check_budget(measure: Measure, tag: str) -> None:
+    """End the program where this session would train for another time than the search did: no numbers would compare."""
+    before, now = (some["time_budget"] for some in (measure.expected, measurement.measure_expected()))
+    if before and now and before != now:  # 0: by steps
+        mend = f"AUTORESEARCH_BUDGET={before}, or start another --tag"
+        fail(f"the runs of search {tag} train for {before} s, not {now} s; {mend}")
 
 
 def save_measure(measure: Measure) -> None:

@@ -43,7 +43,8 @@ from autoresearch.text import fail, one_line
 # ray is imported where it is used: it is an optional extra, and to import it takes a second.
 
 FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py")  # what a run is made of
-CARRIED = ("AUTORESEARCH_RECORD", "AUTORESEARCH_STEPS")  # variables that a run gets from the loop, not from its node
+# Variables that a run gets from the loop, not from its node.
+CARRIED = ("AUTORESEARCH_RECORD", "AUTORESEARCH_BUDGET", "AUTORESEARCH_STEPS")
 RETURNED = ("run.log", RECORD)  # files that come back from a run
 MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for the cause
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
