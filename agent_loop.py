@@ -32,7 +32,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from queue import Empty
 
 from git import GitCommandError
@@ -51,14 +50,12 @@ from autoresearch.engine.show import Drawing, announce, live_lines
 from autoresearch.engine.slots import make_slots
 from autoresearch.engine.start import check_arguments, locked, make_session
 from autoresearch.files import RECORD, ROOT
-from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger, commit_results, note
 from autoresearch.record.report import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
 from autoresearch.record.restore import open_ledger
-from autoresearch.row import runs_of
 from autoresearch.text import fail, one_line
 
 VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
@@ -169,17 +166,18 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         note(ledger, "ended", {"reason": reason})
     known = knowledge(ledger, session.options.scale)
     drawing.draw_last(ledger.rows, known.confirmed)
-    session.log.say(summary(ledger, reason, known.noise, known.confirmed, ledger.spent + queue.spent))
+    session.log.say(summary(ledger, reason, known.noise, known.confirmed, known.gain, ledger.spent + queue.spent))
 
 
 def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:
-    """Run the best on fresh seeds, none of which it was chosen for, as far as time allows."""
-    if not ledger.kept or session.ending:
+    """Run the best on fresh seeds, none of which it was chosen for, and the baseline on the same, as time allows."""
+    if session.ending:
         return
-    best, done = ledger.best, ledger.confirming
-    candidate = Candidate(best.number, Proposal("confirming the best", ledger.source_of(best.number)), best.number)
-    missing = max(0, session.settings.keep.confirm_runs - len(done))
-    queue.tasks = deque(Task(candidate, seed, "confirm") for seed in fresh_seeds(runs_of(best) | done, missing))
+    queue.tasks.clear()
+    for number, seed in limits.to_confirm(ledger, session.settings):
+        title = "confirming the best" if number == ledger.best.number else "the baseline beside the best"
+        candidate = Candidate(number, Proposal(title, ledger.source_of(number)), number)
+        queue.tasks.append(Task(candidate, seed, "confirm"))
     while queue.busy or (queue.tasks and limits.may_go_on(session, ledger)):
         try:
             fill_slots(session, ledger, queue, confirming=True)

@@ -1,10 +1,12 @@
 """The loop on real repositories with real processes: every way an experiment, a session or a start can end."""
 
 import dataclasses
+import json
 import math
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -423,3 +425,17 @@ def test_a_search_keeps_the_budget_that_it_began_with(prepared, tmp_path):
     done = run_loop(repo, *options, env={"AUTORESEARCH_BUDGET": "5"})
     mend = "AUTORESEARCH_BUDGET=20, or start another --tag"
     assert (done.returncode, done.stderr) == (2, f"error: the runs of search t train for 20 s, not 5 s; {mend}\n")
+
+
+def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_path):
+    repo = make_repository(tmp_path / "repo")
+    edits = [set_level(2.1), set_level(1.9), set_level(1.8)]
+    first = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, edits))
+    assert "   2  confirmed    1.900000  seed 47, a fresh one" in first.stdout, first.stdout
+    assert "   0  baseline     2.000000  seed 47, a fresh one" in first.stdout
+    assert "+0.100000  (+- " in first.stdout and "5.00 % of the baseline's 2.000000 on these seeds)" in first.stdout
+    status = json.loads(subprocess.check_output([sys.executable, "agent_loop.py", "status", "--json"], cwd=repo))
+    assert status["gain"]["value"] == pytest.approx(0.1) and status["gain"]["percent"] == pytest.approx(5)
+    later = run_loop(repo, "--experiments", "3", "--command", proposer_script(repo, edits))
+    assert "   3  confirmed    1.800000  seed 47" in later.stdout
+    assert "baseline     2.0" not in later.stdout, "it has been run on these seeds"

@@ -98,7 +98,7 @@ def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str)
     """How many experiments the hours have room for, and what they cost, where a cost is known."""
     seconds = trial.run_seconds
     runs = int(hours * 3600 / seconds)
-    experiments = max(0, runs - 1 - settings.keep.baseline_repeats - settings.keep.confirm_runs)
+    experiments = max(0, runs - 1 - settings.keep.baseline_repeats - 2 * settings.keep.confirm_runs)
     text = f"{hours:g} h have room for {runs} runs of {seconds:.0f} s: at most {experiments} experiments on one slot"
     facts = {"hours": hours, "run_seconds": seconds, "experiments": experiments}
     cost = cost_of_a_proposal() if proposer == "anthropic" else None

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from autoresearch.judge.belief import Belief, after_best_run, after_candidate, start
-from autoresearch.judge.keep_rule import confirmed_best
+from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain
 from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
 from autoresearch.nouns import Estimate, Noise, Runs
 from autoresearch.record.ledger import Ledger
@@ -33,6 +33,7 @@ class Knowledge:
     offsets: dict[int, float]  # what each seed is known to add
     beliefs: dict[str, Belief]  # of every best that there was, by its commit; {} before the baseline
     confirmed: Estimate | None  # the best on fresh seeds
+    gain: Estimate | None  # baseline - best on those seeds
 
 
 def judged(ledger: Ledger) -> list[Row]:
@@ -44,19 +45,20 @@ def judged(ledger: Ledger) -> list[Row]:
 
 def knowledge(ledger: Ledger, scale: str) -> Knowledge:
     """Made anew only when there is something new."""
-    return known_after(ledger, scale, len(ledger.rows), len(ledger.confirming))
+    return known_after(ledger, scale, len(ledger.rows), len(ledger.confirming) + len(ledger.beside))
 
 
 @functools.lru_cache(2)  # the loop's ledger, and the one that the page is drawn from
 def known_after(ledger: Ledger, scale: str, rows: int, confirming: int) -> Knowledge:
     """What is known after so many rows and confirming runs."""
     fresh, candidates = ledger.confirming, judged(ledger)
-    best = ledger.best.number if ledger.kept else None
-    sources = [runs_of(row) | (fresh if row.number == best else {}) for row in candidates]
+    later = {ledger.kept[0].number: ledger.beside, ledger.best.number: fresh} if ledger.kept else {}
+    sources = [runs_of(row) | later.get(row.number, {}) for row in candidates]
     noise, share = pooled_noise(sources, USUAL_NOISE[scale]), seed_share(sources, USUAL_SHARE[scale])
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs = replay(candidates, fresh, offsets, left)
-    return Knowledge(noise, left, offsets, beliefs, confirmed_best(fresh, {}, noise))
+    confirmed, gain = confirmed_best(fresh, {}, noise), confirmed_gain(fresh, ledger.beside, left)
+    return Knowledge(noise, left, offsets, beliefs, confirmed, gain)
 
 
 def replay(rows: list[Row], fresh: Runs, offsets: dict[int, float], noise: Noise) -> dict[str, Belief]:

@@ -12,7 +12,9 @@ from autoresearch.engine.queue import Queue
 from autoresearch.engine.session import Options, Session
 from autoresearch.files import ROOT, data_root
 from autoresearch.guard import GB
+from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.record.ledger import Ledger
+from autoresearch.row import runs_of
 from autoresearch.run import sandbox
 from autoresearch.settings import Settings
 
@@ -28,10 +30,20 @@ def run_seconds(ledger: Ledger, time_budget: int) -> float:
     return 1.05 * max(ended[-5:]) if ended else 1.2 * time_budget + 10
 
 
+def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
+    """(experiment, seed) of the runs that are missing: of the best on fresh seeds, and of the baseline beside it."""
+    if not ledger.kept:
+        return []
+    best, baseline, done = ledger.best, ledger.kept[0], ledger.confirming
+    fresh = fresh_seeds(runs_of(best) | runs_of(baseline) | done, max(0, settings.keep.confirm_runs - len(done)))
+    there = ledger.good_runs(baseline.number, "confirm")
+    beside = [seed for seed in (*done, *fresh) if best is not baseline and seed not in there]
+    return [(best.number, seed) for seed in fresh] + [(baseline.number, seed) for seed in beside]
+
+
 def confirming_seconds(ledger: Ledger, settings: Settings, options: Options, slots: int) -> float:
-    """What it takes to run the best on the fresh seeds that are missing, on all slots."""
-    missing = settings.keep.confirm_runs - len(ledger.confirming) if ledger.kept else 0
-    return math.ceil(max(missing, 0) / slots) * run_seconds(ledger, options.time_budget)
+    """What it takes to confirm the best, on all slots."""
+    return math.ceil(len(to_confirm(ledger, settings)) / slots) * run_seconds(ledger, options.time_budget)
 
 
 def may_go_on(session: Session, ledger: Ledger) -> bool:

@@ -95,9 +95,10 @@ def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult)
         result = believe(session.measure, result, ledger.run_folder(task.candidate.number, task.seed))
     note_run(ledger, run_of(task, result))
     if task.purpose == "confirm":
-        good = result.status == "ok"
+        good, best = result.status == "ok", task.candidate.number == ledger.best.number
         said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if good else result.error
-        session.log.say(f"{task.candidate.number:4d}  {'confirmed' if good else 'not confirmed':11}  {said}")
+        word = ("confirmed" if good else "not confirmed") if best else "baseline"
+        session.log.say(f"{task.candidate.number:4d}  {word:11}  {said}")
 
 
 def run_broke(session: Session, ledger: Ledger, queue: Queue, task: Task, error: Exception) -> None:

@@ -41,7 +41,7 @@ def beliefs_of(ledger: Ledger) -> Beliefs | None:
             gains[row.number] = (true_gain.better, true_gain.mean)
     best = known.beliefs[ledger.best.commit]
     believed = Estimate(best.best, best.variance**0.5, len(best.runs))
-    return Beliefs(known.noise, known.paired_noise.sigma, believed, known.confirmed, gains)
+    return Beliefs(known.noise, known.paired_noise.sigma, believed, known.confirmed, known.gain, gains)
 
 
 def main(arguments: list[str]) -> None:

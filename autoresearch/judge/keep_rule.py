@@ -134,6 +134,12 @@ def confirmed_best(runs: Runs, judged: Runs, noise: Noise) -> Estimate | None:
     return Estimate(mean(fresh), noise.sigma / math.sqrt(len(fresh)), len(fresh)) if fresh else None
 
 
+def confirmed_gain(best: Runs, baseline: Runs, noise: Noise) -> Estimate | None:
+    """Baseline - best, the mean over the seeds of both. `noise`: of a run whose seed's offset is taken off."""
+    gains = {seed: baseline[seed] - best[seed] for seed in baseline.keys() & best.keys()}
+    return Estimate(mean(gains), noise.sigma * math.sqrt(2 / len(gains)), len(gains)) if gains else None
+
+
 def fresh_seeds(runs: Runs, count: int) -> list[int]:
-    """The next seeds that the best was not run on."""
+    """The next seeds after those of `runs`."""
     return [max(runs) + 1 + step for step in range(count)]

@@ -167,6 +167,12 @@ class Ledger:
         """The best's runs on fresh seeds."""
         return self.good_runs(self.best.number, "confirm") if self.kept else {}
 
+    @property
+    def beside(self) -> Runs:
+        """The baseline's runs on those seeds: like is compared with like."""
+        runs = self.good_runs(self.kept[0].number, "confirm") if len(self.kept) > 1 else {}
+        return {seed: val_bpb for seed, val_bpb in runs.items() if seed in self.confirming}
+
 
 # -----------------------------------------------------------------------------
 # Journal

@@ -4,6 +4,7 @@ What a person sees at the terminal: one line per experiment, one per slot, and t
 
 import math
 import re
+import statistics
 
 from rich.text import Text
 
@@ -73,8 +74,8 @@ def live_view(lines: list[str]) -> Text:
 # The end of a session
 
 
-def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None) -> list[str]:
-    """The best as it was seen, and as fresh seeds confirm it; the baseline; the noise."""
+def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None, sure: Estimate | None) -> list[str]:
+    """Baseline, best as it was seen and as fresh seeds confirm it, `sure`: the gain there; the noise."""
     baseline, best = ledger.kept[0], ledger.best
     gain = gain_text(baseline.val_bpb - best.val_bpb, noise.sigma)
     lines = [
@@ -82,11 +83,12 @@ def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None) -> list
         f"best seen       {best.val_bpb:.6f}  (experiment {best.number}; gain {gain})",
     ]
     if confirmed:
-        better = baseline.val_bpb - confirmed.val_bpb
-        lines += [
-            f"best confirmed  {confirmed.val_bpb:.6f}  (+- {confirmed.standard_error:.6f}, {confirmed.runs} fresh "
-            f"seeds; gain {better:+.6f}, {100 * better / baseline.val_bpb:.2f} % of the baseline)"
-        ]
+        about = f"+- {confirmed.standard_error:.6f}, {confirmed.runs} fresh seed{'s' * (confirmed.runs > 1)}"
+        lines += [f"best confirmed  {confirmed.val_bpb:.6f}  ({about})"]
+    if sure:
+        beside = statistics.fmean(ledger.beside.values())
+        about = f"+- {sure.standard_error:.6f}, {100 * sure.val_bpb / beside:.2f} %"
+        lines += [f"gain           {sure.val_bpb:+.6f}  ({about} of the baseline's {beside:.6f} on these seeds)"]
     return [
         *lines,
         f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",
@@ -94,11 +96,13 @@ def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None) -> list
     ]
 
 
-def summary(ledger: Ledger, reason: str, noise: Noise, confirmed: Estimate | None, spent: float) -> str:
+def summary(
+    ledger: Ledger, reason: str, noise: Noise, confirmed: Estimate | None, sure: Estimate | None, spent: float
+) -> str:
     """What the morning's reader wants first."""
     lines = ["", f"{ledger.branch}: {reason}."]
     if ledger.kept:
-        lines += best_lines(ledger, noise, confirmed)
+        lines += best_lines(ledger, noise, confirmed, sure)
     if spent:
         lines += [f"spent           ${spent:.2f} on {ledger.tokens:,} tokens"]
     number = ledger.best.number if ledger.kept else 0

@@ -34,6 +34,7 @@ class Beliefs:
     sigma: float  # the same with its seed's offset taken off: what a gain is measured against
     best: Estimate  # the believed true value of the best
     confirmed: Estimate | None  # the mean of the best's fresh seeds
+    gain: Estimate | None  # baseline - best on those seeds
     gains: dict[int, tuple[float, float]]  # by experiment: P(truly better than the best it was tried on), believed gain
 
 
@@ -62,12 +63,16 @@ def found(ledger: Ledger, beliefs: Beliefs | None) -> dict:
     repeats, noise = len(runs_of(first)) or 1, beliefs.noise if beliefs else Noise(math.nan, 0)
     gain, error = first.val_bpb - sure.val_bpb, 1.96 * math.hypot(sure.standard_error, noise.sigma / math.sqrt(repeats))
     of = "confirmed" if confirmed else "believed" if beliefs else "seen"
+    level = first.val_bpb
+    if beliefs and beliefs.gain:  # like with like
+        gain, error = beliefs.gain.val_bpb, 1.96 * beliefs.gain.standard_error
+        level = statistics.fmean(ledger.beside.values())
     interval = {"value": gain, "low": gain - error, "high": gain + error}
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
     return {
         "baseline": {"val_bpb": first.val_bpb, "runs": repeats},
         "best": seen | {"confirmed": vars(confirmed) if confirmed else None, "test": None},  # test: not scored yet
-        "gain": interval | {"percent": 100 * gain / first.val_bpb, "of": of},
+        "gain": interval | {"percent": 100 * gain / level, "of": of},
         "noise": vars(noise) if beliefs else None,
     }
 

@@ -59,7 +59,7 @@ def test_a_machine_that_is_fit(repo):
     assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(2048 * 1000)
     assert whole["overhead_seconds"] > whole["evaluation_seconds"] > 0
     runs = int(10 * 3600 / whole["run_seconds"])
-    assert lines["estimate"]["facts"]["experiments"] == runs - 1 - 2 - 3  # baseline, its repeats, confirming
+    assert lines["estimate"]["facts"]["experiments"] == runs - 1 - 2 - 6  # baseline, its repeats, confirming
     assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
     assert not list((repo / "runs").glob("*/journal.jsonl"))
 
@@ -208,11 +208,11 @@ def test_memory_that_is_nearly_full_is_said():
 def test_dollars_are_those_of_the_last_proposals(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "ROOT", tmp_path)
     line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
-    assert line.facts["experiments"] == 80 - 6 and "known once one is paid" in line.text
+    assert line.facts["experiments"] == 80 - 9 and "known once one is paid" in line.text
     rows = [make_row(number=number, cost=cost) for number, cost in enumerate((0.0, 0.5, 0.7))]
     (tmp_path / "results.tsv").write_text(HEADER + "".join(map(row_line, rows)))
     line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
-    assert line.facts["dollars"] == pytest.approx(0.6 * 74) and "$44.40 at $0.60 for a proposal" in line.text
+    assert line.facts["dollars"] == pytest.approx(0.6 * 71) and "$42.60 at $0.60 for a proposal" in line.text
     assert "dollars" not in check.estimate_line(8, Trial(run_seconds=360), Settings(), "constants").facts
 
 

@@ -8,7 +8,7 @@ import pytest
 from candidates import BASELINE, BELIEF, NOISE, SIGMA, candidate
 
 from autoresearch.judge.belief import after_best_run, start
-from autoresearch.judge.keep_rule import confirmed_best, decide, fresh_seeds, judge, reconsider
+from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain, decide, fresh_seeds, judge, reconsider
 from autoresearch.nouns import Noise
 from autoresearch.settings import KeepRule
 
@@ -148,6 +148,13 @@ def test_the_confirmed_best_leaves_out_what_was_judged():
     assert confirmed.standard_error == pytest.approx(SIGMA / math.sqrt(2))
     assert confirmed_best(judged, judged, NOISE) is None
     assert fresh_seeds(runs, 2) == [46, 47]
+
+
+def test_the_confirmed_gain_is_over_the_baseline_on_the_same_seeds():
+    gain = confirmed_gain({45: 0.99, 46: 0.98, 47: 0.9}, {42: 2.0, 45: 1.0, 46: 1.01}, NOISE)
+    assert (gain.val_bpb, gain.runs) == (pytest.approx(0.02), 2)
+    assert gain.standard_error == pytest.approx(SIGMA)
+    assert confirmed_gain({45: 0.99}, {42: 1.0}, NOISE) is None
 
 
 def test_no_gain_is_seldom_kept():

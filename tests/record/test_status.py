@@ -22,7 +22,7 @@ def status_of(folder, *args, json_too: bool = True) -> dict:
 
 def beliefs_from(gains: list[tuple[float, float]]) -> Beliefs:
     sure = Estimate(1.0, 0.01, 3)
-    return Beliefs(Noise(0.01, 5), 0.01, sure, None, dict(enumerate(gains, 1)))
+    return Beliefs(Noise(0.01, 5), 0.01, sure, None, None, dict(enumerate(gains, 1)))
 
 
 @pytest.mark.parametrize(
