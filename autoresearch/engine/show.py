@@ -94,7 +94,8 @@ class Drawing:
         if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
             return
         self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
-        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None), daemon=True)
+        # Not a daemon: a process that ends while matplotlib's own code runs in one is aborted.
+        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
         self.thread.start()
 
     def draw_last(self, rows: list[Row], confirmed: Estimate | None) -> None:
