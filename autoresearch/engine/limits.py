@@ -25,9 +25,9 @@ FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begu
 
 
 def run_seconds(ledger: Ledger, time_budget: int) -> float:
-    """Wall-clock seconds that a run is expected to take: the longest of the last five that ended by themselves."""
+    """Wall-clock seconds, never 0, that a run is expected to take: the longest of the last five that ended well."""
     ended = [row.seconds for row in ledger.rows[-50:] if row.status in ("keep", "discard")]
-    return 1.05 * max(ended[-5:]) if ended else 1.2 * time_budget + 10
+    return 1.05 * max(0.1, *ended[-5:]) if ended else 1.2 * time_budget + 10
 
 
 def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
