@@ -112,7 +112,8 @@ class Prompt:
 
     @property
     def constants(self) -> dict:
-        return {name: ast.literal_eval(value) for name, value in re.findall(r"^([A-Z_]+) = (.*)$", self.source, re.M)}
+        found = re.findall(r"^([A-Z_]+) = ([\d.]+|True|False)$", self.source, re.M)
+        return {name: ast.literal_eval(value) for name, value in found}
 
     @property
     def tried(self) -> list[str]:
