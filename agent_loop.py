@@ -49,7 +49,7 @@ from autoresearch.engine.session import Session, note_start, reload_program
 from autoresearch.engine.show import Drawing, announce, live_lines
 from autoresearch.engine.slots import make_slots
 from autoresearch.engine.start import check_arguments, locked, make_session
-from autoresearch.files import RECORD, ROOT
+from autoresearch.files import ROOT
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger, commit_results, note
@@ -220,7 +220,6 @@ def main() -> None:
         return
     args = parse_arguments()
     check_arguments(args)
-    os.environ["AUTORESEARCH_RECORD"] = RECORD  # for the runs, and before prepare_data is imported
     repo = open_repository(ROOT)
     with locked(ROOT / "runs", print) as lock:
         clear_stale_locks(repo, print)

@@ -7,23 +7,25 @@ Data, tokenizer, batches and the metric: everything that train.py is measured wi
 
 Run once as a script, it downloads text, trains a BPE tokenizer, and packs the tokens into rows of MAX_SEQ_LEN + 1 in
 ~/.cache/autoresearch/<scale>/. Run again, it goes on where it stopped. autoresearch/data/ does that work. Imported by
-train.py, this file serves those rows as batches and scores a model on the validation rows in bits per byte.
+train.py, this file serves those rows as batches, and hands the trained model over to the scorer
+(autoresearch/judge/scorer.py), which makes its number: bits per byte of the validation rows.
 
 Environment: AUTORESEARCH_SCALE (h100 or cpu), AUTORESEARCH_SEED, AUTORESEARCH_BUDGET (seconds of training instead of
 the scale's), AUTORESEARCH_STEPS (train this many steps instead), AUTORESEARCH_DATA_DIR (instead of
-~/.cache/autoresearch), AUTORESEARCH_RECORD (a file for the evaluator's record); HF_ENDPOINT and HF_TOKEN.
+~/.cache/autoresearch); HF_ENDPOINT and HF_TOKEN. Set by the loop: AUTORESEARCH_RECORD (a file for the record of a run)
+and AUTORESEARCH_START_LIMIT (seconds before the clock starts, after which a run begins again on a filled cache).
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import itertools
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -160,9 +162,10 @@ class Tokenizer:
 # Record: what this file saw of a run. The judge does not trust what a run prints.
 
 RECORD = Path(os.environ["AUTORESEARCH_RECORD"]).absolute() if os.environ.get("AUTORESEARCH_RECORD") else None
+START_LIMIT = env_int("AUTORESEARCH_START_LIMIT", 0)  # 0: none
+AGAIN = 75  # the exit code that asks for another start
 process_times, cpu_seconds = os.times, time.process_time  # bound here: a train.py might replace those
-noted: dict[str, Any] = {"val_reads": 0, "batches": 0, "training_tokens": 0, "optimizer_steps": 0}
-step_hooks: list[Any] = []
+noted: dict[str, Any] = {"batches": 0, "training_tokens": 0}
 pace = {"cpu": 0.0, "seconds": 0.0, "rate": 0.0, "looked": -1.0}  # the clock of the cpu scale
 PACE_SECONDS = 0.0047  # CPU time of the work in look_at_pace() on the machine that the cpu scale was made on
 PACE_EVERY = 0.2  # CPU seconds between two looks at how fast the machine is now
@@ -187,48 +190,39 @@ def look_at_pace() -> None:
     paced_seconds()
     if pace["cpu"] - pace["looked"] < PACE_EVERY and pace["rate"]:
         return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # whatever trains: of several, each would count
     hidden, weight = torch.linspace(-1, 1, 512 * 64).view(512, 64), torch.linspace(-1, 1, 64 * 1024).view(64, 1024)
     started = cpu_seconds()
     torch.nn.functional.cross_entropy(15 * torch.tanh(hidden @ weight / 15), torch.arange(512))
     pace["cpu"] = pace["looked"] = cpu_seconds()
     pace["rate"] = PACE_SECONDS / (pace["cpu"] - started)
+    torch.set_num_threads(threads)
 
 
 def note_first(event: str) -> None:
-    """Note when `event` happened for the first time, and how much had been trained by then."""
+    """Note when `event` happened for the first time, and how many batches there had been by then."""
     if event not in noted:
         now = process_times()
         clocks = {"cpu": now.user + now.system, "wall": now.elapsed, "paced": paced_seconds()}
-        noted[event] = clocks | {name: noted[name] for name in ("batches", "optimizer_steps")}
+        noted[event] = clocks | {"batches": noted["batches"]}
 
 
-def note_batch(split: str, tokens: int) -> None:
-    """Count a batch that train.py gets; from the first one on, optimizer steps too, until the clock starts."""
-    if split == "train":
-        if RECORD and not noted["batches"]:
-            count_optimizer_steps()
-        note_first("first_batch")
-        noted["batches"] += 1
-        noted["training_tokens"] += tokens
+def note_batch(tokens: int) -> None:
+    """Count a batch that train.py gets. There is none once the model was handed over."""
+    if RECORD and "evaluated" in noted:
+        raise RuntimeError("no batch after evaluate_bpb(): the training is over")
+    note_first("first_batch")
+    noted["batches"] += 1
+    noted["training_tokens"] += tokens
 
 
-def count_optimizer_steps() -> None:
-    """Count the steps of every torch optimizer before the clock starts: a warm-up compiles, it does not train."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    def count(*_):
-        noted["optimizer_steps"] += "clock_started" not in noted
-
-    step_hooks.append(register_optimizer_step_post_hook(count))
-
-
-def write_record(**measured: float | str) -> None:
-    """Add a line to the record, if the loop asked for one: two lines are two evaluations."""
+def write_record() -> None:
+    """Write down what was noted, if the loop asked for it."""
     for event in ("first_batch", "clock_started", "finished"):  # what never happened, happens now
         note_first(event)
     if RECORD:
-        with open(RECORD, "a") as file:
-            file.write(json.dumps(noted | measured) + "\n")
+        RECORD.write_text(json.dumps(noted))
 
 
 note_first("imported")
@@ -240,7 +234,7 @@ note_first("imported")
 def load_rows(split: str) -> np.ndarray:
     """The packed rows of a split, (rows, MAX_SEQ_LEN + 1) uint16, memory-mapped."""
     assert split in ("train", "val"), f"split is {split!r}, not 'train' or 'val'"
-    noted["val_reads"] += split == "val"
+    assert split == "train" or not RECORD, "a run has the training rows alone; the scorer has the others"
     return np.memmap(DATA_DIR / f"{split}.bin", np.uint16, "r").reshape(-1, MAX_SEQ_LEN + 1)
 
 
@@ -267,6 +261,7 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     """Endless batches (inputs (B, T) int64, targets (B, T) int64, epoch int, from 1) on the GPU if there is one.
 
     The same rows in the same order for every experiment and seed. T is MAX_SEQ_LEN or a divisor: pieces of the rows.
+    Until training_clock() is first called they hold tokens by chance: there is nothing to be learned in a warm-up.
     """
     assert T <= MAX_SEQ_LEN and MAX_SEQ_LEN % T == 0, f"T={T} does not divide MAX_SEQ_LEN={MAX_SEQ_LEN}"
     rows = load_rows(split)
@@ -282,13 +277,17 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
                 tokens = rows[start : start + B] if pieces == 1 else rows[(index // pieces)[:, None], piece]
                 yield *to_device(tokens, device), epoch
 
+    chance = np.random.default_rng(0)
+    while "clock_started" not in noted:
+        note_batch(B * T)
+        yield *to_device(chance.integers(tokenizer.get_vocab_size(), size=(B, T + 1)), device), 1
     for batch, _ in itertools.pairwise(batches()):  # the next one is on its way while the caller works on this one
-        note_batch(split, B * T)
+        note_batch(B * T)
         yield batch
 
 
 # -----------------------------------------------------------------------------
-# Metric
+# The clock
 
 
 def training_clock() -> float:
@@ -299,135 +298,135 @@ def training_clock() -> float:
         look_at_pace()
     if "clock_started" not in noted:
         note_first("clock_started")
-        while step_hooks:
-            step_hooks.pop().remove()
+        start, first = noted["clock_started"], noted["imported"]
+        seconds = start["wall"] - first["wall"] if on_gpu else start["cpu"]
+        if START_LIMIT and seconds > START_LIMIT:
+            print(
+                f"{seconds:.0f} s before the clock started; again, with the compile cache that they filled", flush=True
+            )
+            os._exit(AGAIN)
     return time.perf_counter() if on_gpu else paced_seconds()
 
 
-def token_losses(model: torch.nn.Module, inputs: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """Cross-entropy of each target in nats, (B, T) float32. ValueError if the logits are not (B, T, vocab_size)."""
-    import torch
+# -----------------------------------------------------------------------------
+# Handing over: the trained model as data, for a scorer that runs none of its code
 
-    logits = model(inputs.clone())  # whatever the model does to its input, it is not what is scored
+SCORED_TOKENS = 65_536  # at most in one batch of the scorer, whose logits are whole
+NO_GRAPH = (
+    "forward() can't be handed over to the scorer: {}. In eval mode it has to be plain PyTorch: no Python that looks "
+    "at the tokens' values, and a plain path beside a custom kernel"
+)
+
+
+def record_calls(model: torch.nn.Module, tokens: Tensor) -> tuple[dict, list[Tensor]]:
+    """The operators that model(tokens) comes to, as JSON would hold them, and the tensors that they work on."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    held: list[Tensor] = []
+    nodes: list[list] = []
+    names = WeakIdKeyDictionary()  # a tensor -> where it comes from
+    torch.clear_autocast_cache()  # of casts that would not be seen
+
+    def encode(value):
+        if isinstance(value, torch.Tensor):
+            if value not in names:  # seen for the first time: a parameter, a buffer, a constant
+                names[value] = {"tensor": len(held)}
+                held.append(value.detach())
+            return names[value]
+        if isinstance(value, list | tuple):
+            return [encode(each) for each in value]
+        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            return {"torch": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": value.type}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"an operator is called with a {type(value).__name__}")
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            call = [str(function), encode(args), [[name, encode(value)] for name, value in (kwargs or {}).items()]]
+            results = function(*args, **(kwargs or {}))
+            several = isinstance(results, list | tuple)
+            for at, result in enumerate(results if several else [results]):
+                if isinstance(result, torch.Tensor):
+                    names[result] = {"node": len(nodes), "at": at} if several else {"node": len(nodes)}
+            nodes.append(call)
+            return results
+
+    names[tokens] = {"input": 0}
+    with Recorder():
+        logits = model(tokens)
     shape = tuple(getattr(logits, "shape", ()))
-    if len(shape) != 3 or shape[:2] != inputs.shape or shape[2] < vocab_size:  # a padded vocabulary is fine
-        raise ValueError(f"the logits are {shape or type(logits)}, not {(*inputs.shape, vocab_size)}; no val_bpb")
-    if type(logits) is not torch.Tensor:  # a subclass can bring a cross-entropy of its own
-        raise ValueError(f"the logits are a {type(logits).__name__}, not a torch.Tensor; no val_bpb")
-    losses = [
-        torch.nn.functional.cross_entropy(some.float().flatten(0, 1), wanted.flatten(), reduction="none")
-        for some, wanted in zip(logits.split(8), targets.split(8), strict=True)  # float32 logits are large
-    ]
-    return torch.cat(losses).view_as(targets)
+    if len(shape) != 3 or shape[:2] != tokens.shape:
+        raise ValueError(f"the logits are {shape or type(logits)}, not {(*tokens.shape, 'vocabulary')}")
+    if type(logits) is not torch.Tensor:
+        raise ValueError(f"the logits are a {type(logits).__name__}, not a torch.Tensor")
+    return {"shape": list(tokens.shape), "nodes": nodes, "logits": encode(logits)}, held
 
 
-def require_same(losses: Tensor, expected: Tensor, problem: str) -> None:
-    """Raise ValueError unless two measurements agree, as far as kernels (in bf16 on a GPU) repeat themselves."""
-    tolerance = 1e-2 if losses.is_cuda else 2e-4
-    if not losses.allclose(expected, rtol=tolerance, atol=tolerance):
-        raise ValueError(f"{problem}; no val_bpb")
-
-
-def check_arithmetic(model: torch.nn.Module, inputs: Tensor, targets: Tensor, expected: Tensor) -> None:
-    """Raise ValueError if the losses are not what numpy makes of the logits: torch was changed under our feet."""
-    logits = np.array(model(inputs)[0, :32].float().tolist())
-    logits -= logits.max(axis=1, keepdims=True)
-    chosen = logits[np.arange(len(logits)), targets[0, :32].tolist()]
-    losses = np.log(np.exp(logits).sum(1)) - chosen
-    require_same(expected[0, :32], expected.new_tensor(losses), "the cross-entropy is not that of the logits")
-
-
-def check_context(model: torch.nn.Module, inputs: Tensor, targets: Tensor, expected: Tensor, vocab_size: int) -> None:
-    """Raise ValueError if losses change with tokens of other rows, or with later tokens of their own row.
-
-    About half of the rows are reversed. Then each row, from a position of its own on, gets the text of another.
-    """
-    B, T = inputs.shape
-    same_rows = inputs.new_tensor(np.random.default_rng(0).random(B) >= 0.5).bool()[:, None].expand(B, T)
-    cuts = inputs.new_tensor([1 + (2 * row + 1) * (T - 1) // (2 * B) for row in range(B)])
-    before = inputs.new_tensor(range(T)) < cuts[:, None]
-    causal = "not causal: what comes before a position changes with the tokens after it"
-    for same, others, problem in (
-        (same_rows, inputs.flip(1), "rows are not independent: one changes with others of its batch"),
-        (before, inputs.roll(1, 0) if B > 1 else inputs.flip(1), causal),
-    ):
-        losses = token_losses(model, inputs.where(same, others), targets, vocab_size)
-        require_same(losses[same], expected[same], problem)
-
-
-def probe(model: torch.nn.Module, inputs: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """Raise ValueError if the model is not one that val_bpb is defined for. Returns the losses of this batch."""
-    losses = token_losses(model, inputs, targets, vocab_size)
-    if not losses.isfinite().all():
-        raise ValueError("the logits are not finite; no val_bpb")
-    again = token_losses(model, inputs, targets, vocab_size)
-    require_same(again, losses, "the same rows give another loss the second time")
-    check_arithmetic(model, inputs, targets, losses)
-    check_context(model, inputs, targets, losses, vocab_size)
-    chance = inputs.new_tensor(np.random.default_rng(0).integers(vocab_size, size=tuple(inputs.shape)))
-    if token_losses(model, inputs, chance, vocab_size).mean() < 0.9 * math.log(vocab_size):
-        raise ValueError("the logits know targets that the inputs do not tell; no val_bpb")
-    return losses
-
-
-def weights_checksum(model: torch.nn.Module) -> list[int]:
-    """The sum of the bytes of every parameter and buffer."""
+def make_graph(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[dict, list[Tensor]]:
+    """record_calls() of a model in eval mode, uncompiled. Twice, for other tokens: the graph has to be the same."""
     import torch
 
-    tensors = [tensor.detach().reshape(-1) for tensor in (*model.parameters(), *model.buffers())]
-    sums = [tensor.view(torch.uint8).sum(dtype=torch.int64) for tensor in tensors if tensor.numel()]
-    return torch.stack(sums).tolist() if sums else []
+    model.eval()
+    rows = max(1, min(batch_size, SCORED_TOKENS // MAX_SEQ_LEN))
+    device, chance = next(model.parameters()).device, np.random.default_rng(1)
+    some, others = (to_device(chance.integers(vocab_size, size=(rows, MAX_SEQ_LEN + 1)), device)[0] for _ in range(2))
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        try:
+            model(some)  # what it keeps from its first call on, like a mask, is there then
+            graph, held = record_calls(model, some)
+            again, held_then = record_calls(model, others)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(NO_GRAPH.format(reason)) from error
+        pairs = zip(held, held_then, strict=False)
+        if json.dumps(graph) != json.dumps(again) or not all(a is b or torch.equal(a, b) for a, b in pairs):
+            raise ValueError(NO_GRAPH.format("what it does depends on the tokens in ways that no operator shows"))
+    return graph, held
 
 
-def scored_fingerprint(rows: np.ndarray, token_bytes: np.ndarray) -> str:
-    """A hash of what is scored: the validation rows and how many bytes each token stands for."""
-    return hashlib.sha256(rows.tobytes() + token_bytes.astype(np.int64).tobytes()).hexdigest()[:16]
+def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: Path) -> None:
+    """Write graph.json and tensors.bin into a folder: text and plain numbers, which nobody has to unpickle."""
+    import torch
+
+    graph, held = make_graph(model, vocab_size, batch_size)
+    graph["tensors"] = []
+    with open(folder / "tensors.bin", "wb") as file:
+        for tensor in held:
+            file.write(bytes(-file.tell() % 64))
+            kind = str(tensor.dtype).removeprefix("torch.")
+            graph["tensors"].append({"dtype": kind, "shape": list(tensor.shape), "start": file.tell()})
+            file.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    (folder / "graph.json").write_text(json.dumps(graph))
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
     """Bits per byte of the validation rows under `model`, which maps (B, T) int64 to logits (B, T, vocabulary).
 
-    The cross-entropy is computed here, in float32, and summed in float64 over the targets that stand for text (the
-    special token has no bytes), then divided by ln 2 times their bytes. Every row is scored once, whatever the batch
-    size. Raises ValueError where logits have the wrong shape, are not finite, or depend on later tokens or other rows,
-    and where the model learns from or remembers what it was evaluated on.
+    In a run of the loop the model is only handed over, and what this returns is NaN: the loop's scorer makes the number
+    when the run has ended. Run by hand, the same scorer is started here. Raises ValueError where the model can't be
+    handed over, or is refused: logits that depend on later tokens or on other rows, or are not finite.
     """
-    import torch
-
     if default_device() == "cuda":
+        import torch
+
         torch.cuda.synchronize()  # what is still being trained is training time
     note_first("evaluated")
-    with torch.no_grad():
-        rows, sizes_of_tokens = load_rows("val"), tokenizer.token_bytes()
-        batch_size = min(batch_size, len(rows))
-        device = next(model.parameters()).device
-        token_bytes = torch.tensor(sizes_of_tokens, device=device)
-        weights = weights_checksum(model)
-        first_batch = to_device(rows[:batch_size], device)
-        first_losses = probe(model, *first_batch, len(token_bytes))
-        nats = torch.zeros((), dtype=torch.float64, device=device)
-        total_bytes = torch.zeros((), dtype=torch.int64, device=device)
-        for start in range(0, len(rows), batch_size):
-            # The last batch is moved back to full size (one shape, one compilation); rows seen before count nothing.
-            first = min(start, len(rows) - batch_size)
-            inputs, targets = to_device(rows[first : first + batch_size], device)
-            sizes = token_bytes[targets]
-            sizes[: start - first] = 0
-            losses = token_losses(model, inputs, targets, len(token_bytes))
-            if start == 0:
-                require_same(losses, first_losses, "the same rows give another loss the second time")
-            nats += torch.where(sizes > 0, losses, 0).sum(dtype=torch.float64)
-            total_bytes += sizes.sum()
-        losses = token_losses(model, *first_batch, len(token_bytes))
-        require_same(losses, first_losses, "the same rows give another loss after the others: the model remembers")
-        if weights_checksum(model) != weights:
-            raise ValueError("the model's parameters or buffers changed while it was evaluated; no val_bpb")
-    bpb = nats.item() / (math.log(2) * total_bytes.item())
-    if not math.isfinite(bpb):
-        raise ValueError(f"val_bpb is {bpb}: the logits are not finite")
-    scored = scored_fingerprint(rows, sizes_of_tokens)
-    write_record(val_bpb=bpb, nats=nats.item(), bytes=total_bytes.item(), tokens=rows[:, 1:].size, fingerprint=scored)
-    return bpb
+    if RECORD:
+        hand_over(model, tokenizer.get_vocab_size(), batch_size, RECORD.parent)
+        write_record()
+        return math.nan
+    from autoresearch.run.scoring import score_once
+
+    with tempfile.TemporaryDirectory() as folder:
+        hand_over(model, tokenizer.get_vocab_size(), batch_size, Path(folder))
+        return score_once(Path(folder), SCALE)
 
 
 # -----------------------------------------------------------------------------

@@ -256,9 +256,7 @@ class GPT(nn.Module):
         return norm(x - self.backout_scalar * middle)  # what only served the early layers is taken out again
 
     def forward(self, idx):
-        with torch.enable_grad():  # as in training, whose compiled graph then serves the evaluation too
-            x = self.features(idx)
-        x = x if torch.is_grad_enabled() else x.detach()  # which frees what was kept for a backward pass
+        x = self.features(idx)
         return capped_logits(x, self.lm_head.weight)
 
     def flops_per_token(self):
@@ -473,7 +471,7 @@ print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.w
 # Training
 
 if device == "cuda":
-    # Small graphs rather than one: they serve every chunk and the evaluation too, and none has in it what keeps torch
+    # Small graphs rather than one: they serve every chunk, and none has in it what keeps torch
     # from loading it whole from the compile cache (autograd functions, context managers).
     compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
     model.features = compiled(model.features)
@@ -582,7 +580,7 @@ def undo_steps(weights):
     torch.manual_seed(SEED)
 
 
-# Compile and warm up on steps that are undone: no training happens before the clock starts.
+# Compile and warm up on steps that are undone: until the clock starts, the batches hold tokens by chance.
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 while True:
     batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
@@ -598,7 +596,6 @@ while True:
     rows_per_pass = rows_per_step // passes
     print(f"out of memory: now {passes} passes of {rows_per_pass} rows per step")
     torch.cuda.empty_cache()
-batches = itertools.chain([first_batch], batches)
 weights.clear()
 if device == "cuda":
     torch.cuda.reset_peak_memory_stats()  # of what was only tried

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
-RECORD = "record.json"  # in a run's folder: what evaluate_bpb saw; AUTORESEARCH_RECORD names it to the run
+RECORD = "record.json"  # in a run's folder: what prepare_data saw of it; AUTORESEARCH_RECORD names it to the run
+GRAPH = ("graph.json", "tensors.bin")  # in a run's folder: the trained model, handed over to the scorer
+SHOWN_TO_RUNS = ("meta.json", "tokenizer.json", "train.bin")  # of the prepared data
 PACKED = ("tokenizer.json", "train.bin", "val.bin")  # of the prepared data: all that val_bpb depends on
 DATA_FILES = ("meta.json", *PACKED)
 

@@ -206,6 +206,9 @@ def guard(plan: dict, command: list[str]) -> int:
         reason = f"the run was killed by {signal.Signals(number).name}{memory}"
     if reason and "disk" in plan:
         print(f"\nSandboxError: {reason}", flush=True)
+    elif "disk" in plan and not codes[child]:  # nobody of the run is left who could print this
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"\ncpu_seconds:      {used.ru_utime + used.ru_stime:.2f}", flush=True)
     return 1 if reason or stopped else codes[child] & 255
 
 

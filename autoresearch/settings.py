@@ -56,7 +56,7 @@ class KeepRule:
     max_runs: int = setting(2, "runs of one candidate, each on its own seed")
     baseline_repeats: int = setting(2, "further runs of the baseline: they measure the noise")
     confirm_runs: int = setting(3, "runs on fresh seeds before a session ends, of the best and of the baseline")
-    simpler_lines: int = setting(5, "a change that removes so many more lines of code than it adds is a simplification")
+    simpler_statements: int = setting(5, "a change that leaves so many statements less is a simplification")
     equal: float = setting(1.0, "a simplification may be worse by so many times the noise")
     suspicious_gain: float = setting(
         0.03, "share of val_bpb. A larger gain is more than one change can do: measured on two seeds and flagged"

@@ -9,7 +9,6 @@ per core. "CPU s" is what the budget took in plain CPU time: how far it is from 
 would vary without the pace that prepare_data.training_clock() goes by. No GPU needed. Results: cpu_noise.txt.
 """
 
-import json
 import math
 import os
 import platform
@@ -23,29 +22,29 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from autoresearch.judge.measurement import elapsed, read_record
 from autoresearch.judge.noise import pooled_noise, seed_share
 from autoresearch.nouns import Noise
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = (ROOT / "train.py").read_text()
 SEEDS = (42, 1, 2, 3)
 STEPS = 190
+SCORER = Scorer()
 
 
 def measure(source, seed, steps):
     """(val_bpb, steps, CPU seconds of the training) of a train.py text; steps 0: as many as the time budget allows."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, record = Path(folder) / "train.py", Path(folder) / "record.json"
-        path.write_text(source)
-        changes = {"PYTHONPATH": str(ROOT), "AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_SEED": str(seed)}
-        changes |= {"AUTORESEARCH_STEPS": str(steps), "AUTORESEARCH_RECORD": str(record)}
-        run = subprocess.run([sys.executable, path], env=os.environ | changes, stdout=subprocess.PIPE, text=True)
-        if run.returncode:
-            return math.nan, 0, math.nan
-        noted = json.loads(record.read_text())
-    values = dict(re.findall(r"^(\w+): +(\S+)$", run.stdout, re.M))
-    seconds = noted["evaluated"]["cpu"] - noted["clock_started"]["cpu"]
-    return float(values["val_bpb"]), int(values["num_steps"]), seconds
+    options = RunOptions("cpu", seed, 600, environment={"AUTORESEARCH_STEPS": str(steps)})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = train_and_score(source, folder, options, scorer=SCORER)
+        noted = read_record(folder)
+    if result.status != "ok" or not noted:
+        return math.nan, 0, math.nan
+    return result.val_bpb, int(result.summary["num_steps"]), elapsed(noted, "clock_started", "evaluated", "cpu")
 
 
 def series(name, source, seeds, steps=0):

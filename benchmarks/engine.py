@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ |= {"AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_RECORD": "record.json"}
+    os.environ["AUTORESEARCH_SCALE"] = "cpu"
     if args.measure:
         measurement, *arguments = json.loads(args.measure)
         print(json.dumps(globals()[measurement](*arguments)))

@@ -195,11 +195,11 @@ def learn(world: World, baseline, history):
     return noise, offsets, belief
 
 
-def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, rule: KeepRule, lines_removed: int = 0):
+def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, rule: KeepRule, statements_less: int = 0):
     """Run a candidate as often as judge() asks for it and the budget allows. Adds to `runs`, returns the verdict."""
     while True:
         seen = without_seed(runs, offsets)
-        verdict = judge(seen, belief, noise, rule, lines_removed=lines_removed)
+        verdict = judge(seen, belief, noise, rule, statements_less=statements_less)
         if verdict.status != "again" or world.left == rule.confirm_runs:
             return verdict
         runs[verdict.next_seed] = world.run(gain, verdict.next_seed)
@@ -263,7 +263,7 @@ def print_chances(replications: int = 400) -> None:
     """P(keep) by true gain, in the middle of a search."""
     print("true gain (sigma)               -2     -1      0    0.5      1      2      4")
     gains = (-2, -1, 0, 0.5, 1, 2, 4)
-    for name, lines in (("P(keep)", 0), ("P(keep), 10 lines less", 10)):
+    for name, less in (("P(keep)", 0), ("P(keep), 10 statements less", 10)):
         kept, runs = dict.fromkeys(gains, 0), dict.fromkeys(gains, 0)
         for replication in range(replications):
             world = World(10_000 + replication, 63, Stream())
@@ -271,7 +271,7 @@ def print_chances(replications: int = 400) -> None:
             world.budget = 1000
             for gain in gains:
                 measured = {0: world.run(gain, 0)}
-                verdict = finish(world, gain, measured, belief, noise, offsets, RULE, lines)
+                verdict = finish(world, gain, measured, belief, noise, offsets, RULE, less)
                 kept[gain] += verdict.status == "keep"
                 runs[gain] += len(measured)
         print(f"{name:26}" + "".join(f"{count / replications:7.0%}" for count in kept.values()))

@@ -35,8 +35,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "propose"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import conftest  # a data folder of this run's own, at the cpu scale
-from loop_helpers import ROOT, git, make_repository, rows_of, start_loop
+import conftest  # noqa: F401 (a data folder of this run's own, at the cpu scale)
+from loop_helpers import LEAVE_RECORD, ROOT, git, make_repository, rows_of, start_loop
 from messages_rules import shares
 from messages_server import (
     Failure,
@@ -62,7 +62,8 @@ SETTINGS = {
     "suspicious_gain: 0.03": "suspicious_gain: 1",
 }
 
-TRAIN = """
+TRAIN = (
+    """
 import json, math, os, random
 
 LEARNING_RATE = 0.02
@@ -80,10 +81,9 @@ for step in range(1, 13):
 print(f"\\n---\\nval_bpb:          {val_bpb:.6f}")
 print("training_seconds: 20.0\\npeak_vram_mb:     512.0\\nmfu_percent:      30.00")
 print("total_tokens_M:   0.2\\nnum_steps:        12")
-record = json.load(open(os.environ["AUTORESEARCH_DATA_DIR"] + "/cpu/stub_record.json"))
-record |= {"val_bpb": val_bpb, "nats": val_bpb * record["bytes"] * math.log(2)}
-open("record.json", "w").write(json.dumps(record))
 """
+    + LEAVE_RECORD
+)
 
 # -----------------------------------------------------------------------------
 # What the scripted model reads
@@ -402,8 +402,6 @@ def read_journal(path: Path) -> list[dict]:
 def prepare() -> None:
     """The data that the loop wants to see, though the stub does not read them."""
     subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
-    record = Path(conftest.folder_of_session) / "cpu" / "stub_record.json"
-    record.write_text(json.dumps(conftest.stub_record()))
 
 
 def main() -> None:

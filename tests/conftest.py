@@ -2,7 +2,6 @@
 
 import atexit
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -33,19 +32,6 @@ def prepared() -> Path:
     folder = Path(folder_of_session) / "cpu"
     with open(Path(folder_of_session) / "lock", "w") as lock:  # by whichever of pytest's processes comes first
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "stub_record.json").exists():
+        if not (folder / "meta.json").exists():  # written last
             subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
-            (folder / "stub_record.json").write_text(json.dumps(stub_record()))
     return folder
-
-
-def stub_record() -> dict:
-    """What evaluate_bpb would have noted of a training of 20 s, but for its number: see loop_helpers.STUB."""
-    from autoresearch.judge.measurement import measure_expected
-
-    expected = measure_expected()
-    moment = {"cpu": 0.0, "paced": 0.0, "wall": 0.0, "batches": 0, "optimizer_steps": 0}
-    events = dict.fromkeys(("imported", "first_batch", "clock_started"), moment)
-    events |= dict.fromkeys(("evaluated", "finished"), moment | {"paced": 20.0})
-    counts = {"val_reads": 1, "batches": 100, "training_tokens": 200_000, "optimizer_steps": 0}
-    return {name: expected[name] for name in ("fingerprint", "bytes", "tokens")} | events | counts

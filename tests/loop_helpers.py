@@ -1,6 +1,7 @@
 """A repository to search in, as a user has one, and short train.py texts that end in every way a training can."""
 
 import contextlib
+import json
 import math
 import os
 import shlex
@@ -23,16 +24,19 @@ FILES = [path for path in FILES if path.name != "train.py"] + [
     Path("autoresearch/record/page.html"),
 ]
 
-# Trains nothing, but ends as a training does, with a record as the evaluator writes it: the loop is about the number.
-STUB = """
-import json, math, os
+PRINTED_LOOP = str(ROOT / "tests/printed_loop.py")
+
+# Trains nothing, but ends as a training does, with a record as prepare_data writes it: the loop is about the number.
+MOMENT = {"cpu": 0.0, "paced": 0.0, "wall": 0.0, "batches": 0}
+STUB_RECORD = dict.fromkeys(("imported", "first_batch", "clock_started"), MOMENT) | {"batches": 100}
+STUB_RECORD |= dict.fromkeys(("evaluated", "finished"), MOMENT | {"paced": 20.0})
+LEAVE_RECORD = f"""open("record.json", "w").write({json.dumps(STUB_RECORD)!r})\n"""
+STUB = f"""
+import json, math, os, sys
 LEVEL = 2.0
 print("\\rstep 1 | 50.0 % | loss 3.0000 | 1 s left", end="")
-print(f"\\n---\\nval_bpb:          {LEVEL:.6f}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0")
-record = json.load(open(os.environ["AUTORESEARCH_DATA_DIR"] + "/cpu/stub_record.json"))
-record |= {"val_bpb": LEVEL, "nats": LEVEL * record["bytes"] * math.log(2)}
-open("record.json", "w").write(json.dumps(record))
-"""
+sys.stdout.write(f"\\n---\\nval_bpb:          {{LEVEL:.6f}}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0\\n")
+{LEAVE_RECORD}"""
 
 
 def git(folder, *args) -> str:
@@ -86,7 +90,7 @@ def append(line: str, name: str) -> str:
 
 
 def start_loop(
-    folder: Path, *args, env: dict | None = None, program: Sequence[str] = ("agent_loop.py",)
+    folder: Path, *args, env: dict | None = None, program: Sequence[str] = (PRINTED_LOOP,)
 ) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *program, "--tag", "t", *args],

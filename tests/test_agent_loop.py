@@ -331,7 +331,8 @@ def test_a_bad_start_is_one_line_and_touches_nothing(repo, breakage, args, messa
 
 
 def test_a_search_at_the_cpu_scale_prepares_its_data_itself(repo, tmp_path):
-    done = run_loop(repo, "--experiments", "1", "--command", "x", env={"AUTORESEARCH_DATA_DIR": str(tmp_path / "data")})
+    command, env = proposer_script(repo, [set_level(1.9)]), {"AUTORESEARCH_DATA_DIR": str(tmp_path / "data")}
+    done = run_loop(repo, "--experiments", "1", "--command", command, env=env)
     assert (tmp_path / "data/cpu/meta.json").exists() and (tmp_path / "data/cpu/val.bin").exists()
     assert "preparing data from this Python's own standard library, once" in done.stdout
 

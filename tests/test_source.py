@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoresearch.source import edit_problem
+from autoresearch.source import count_statements, edit_problem
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +50,9 @@ def test_an_edit_has_to_be_one():
     assert "only comments" in edit_problem("A = 1\n", "A = 1  # one\n")
     assert "does not parse" in edit_problem("A = 1\n", "A = (\n")
     assert edit_problem("A = 1\n", "A = 2\n") == ""
+
+
+def test_joined_lines_are_as_many_statements():
+    apart = '"""A page."""\na = 1\nb = 2\n\n\ndef f(x):\n    """Twice."""\n    y = 2 * x\n    return y\n'
+    joined = "a, b = 1, 2\n\n\ndef f(x): y = 2 * x; return y\n"
+    assert count_statements(apart) == count_statements(joined) == 5

@@ -2,6 +2,7 @@
 What a proposer is told beside the experiments: the machine, what a keep needs, what is left; and the check it may make.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -24,7 +25,8 @@ from autoresearch.files import ROOT, data_root
 from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
-from autoresearch.run.training import RunOptions, run_training
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
 
 CHECK_STEPS = 2  # optimizer steps of a check
 CHECK_SECONDS = 120.0  # of a check, after which it counts as broken off; it takes some ten seconds on a quiet core
@@ -102,7 +104,7 @@ def gpu_text() -> str:
 
 
 def make_check(session: Session) -> Callable[[str], RunResult]:
-    """A function that runs a train.py for a few steps at the cpu scale, beside the trainings, in their sandbox."""
+    """A function that runs a train.py for a few steps at the cpu scale and scores it, beside the trainings."""
     environment = {
         "AUTORESEARCH_STEPS": str(CHECK_STEPS),
         "CUDA_VISIBLE_DEVICES": "",
@@ -121,8 +123,9 @@ def make_check(session: Session) -> Callable[[str], RunResult]:
         if problem := prepare_cpu_data():
             return RunResult("interrupted", 0.0, error=problem, tail=problem)
         (ROOT / "runs").mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="check-", dir=ROOT / "runs") as folder:
-            return run_training(source, Path(folder), options, lambda: session.ending)
+        scratch = tempfile.TemporaryDirectory(prefix="check-", dir=ROOT / "runs")
+        with scratch as folder, contextlib.closing(Scorer()) as scorer:
+            return train_and_score(source, Path(folder), options, lambda: session.ending, scorer=scorer)
 
     return check
 

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from autoresearch.engine import start
 from autoresearch.engine.asking import PROPOSERS
 from autoresearch.engine.short_run import Line, Trial, short_run
-from autoresearch.files import RECORD, ROOT, data_root
+from autoresearch.files import ROOT, data_root
 from autoresearch.guard import GB
 from autoresearch.record.repository import open_repository
 from autoresearch.row import parse_line
@@ -166,7 +166,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args, started = parse(arguments), time.monotonic()
-    os.environ |= {"AUTORESEARCH_RECORD": RECORD, "AUTORESEARCH_STEPS": str(STEPS)}  # before prepare_data is imported
+    os.environ["AUTORESEARCH_STEPS"] = str(STEPS)  # before prepare_data is imported
     out = os.fdopen(os.dup(1), "w")
     if args.json:
         os.dup2(2, 1)  # what else is printed, by whichever process, is not part of the JSON

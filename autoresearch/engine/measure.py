@@ -1,5 +1,5 @@
 """
-What a search is measured with, from its first session on: evaluator and data, and what an honest run's record says.
+What a search is measured with, from its first session on: evaluator and data, and what an honest run takes.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from typing import Any
 
 from autoresearch.files import data_root, replace_file
 from autoresearch.judge import measurement
-from autoresearch.judge.noise import plausible
 from autoresearch.nouns import RunResult
 from autoresearch.text import fail
 
@@ -21,7 +20,7 @@ class Measure:
 
     path: Path
     scale: str
-    expected: dict[str, Any]  # in the record of every honest run
+    expected: dict[str, Any]  # of every honest run
     files: dict[str, list]  # evaluator and data, and what they were when the search began
 
 
@@ -58,16 +57,19 @@ def changed_measure(measure: Measure) -> str:
     return f"{problem}; undo that, or start another --tag" if problem else ""
 
 
+def start_limit(measure: Measure) -> float:
+    """Seconds before the clock starts, after which a run is to begin again on the compile cache that it filled."""
+    return measurement.longest_start(measure.expected, measurement.LIMITS[measure.scale])
+
+
 def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
-    """A good result with the evaluator's own number, or as invalid with the reason why it is not believed."""
+    """A good result as it is, or as invalid with the reason why it is not believed."""
     record, expected = measurement.read_record(folder), measure.expected
-    limits = measurement.LIMITS[measure.scale]
-    reason = measurement.check_result(result.summary, record, expected, limits, result.seconds)
+    reason = measurement.check_result(result, record, expected, measurement.LIMITS[measure.scale])
     if record is None or reason:
         return dataclasses.replace(result, status="invalid", error=reason)
-    if not plausible(record["val_bpb"]):
-        return dataclasses.replace(result, status="invalid", error=f"val_bpb {record['val_bpb']} is not plausible")
-    if expected["before_clock"] is None:  # the baseline's: what start and compilation take here
+    if expected["before_clock"] is None:  # the baseline's: what start and training take here
         expected["before_clock"] = measurement.before_clock(record, result.seconds, expected["clock"])
+        expected["cpu_seconds"] = result.summary.get("cpu_seconds")
         save_measure(measure)
-    return dataclasses.replace(result, val_bpb=record["val_bpb"])
+    return result

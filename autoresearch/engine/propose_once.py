@@ -24,7 +24,7 @@ from autoresearch.engine.briefing import machine_text, make_check
 from autoresearch.engine.knowledge import USUAL_NOISE
 from autoresearch.engine.session import Options, Session
 from autoresearch.engine.start import check_program, check_proposer
-from autoresearch.files import RECORD, ROOT
+from autoresearch.files import ROOT
 from autoresearch.judge.static_check import audit_source
 from autoresearch.nouns import Proposal
 from autoresearch.propose.claude import exchange_path, propose_by_claude
@@ -162,7 +162,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max-cost", type=float, help="US dollars, for program.md's max_cost")
     parser.add_argument("--no-check", action="store_true", help="do not run the edit for two steps on the CPU")
     args = parser.parse_args(arguments)
-    os.environ["AUTORESEARCH_RECORD"] = RECORD
     place = ROOT / "runs" / "propose"
     place.mkdir(parents=True, exist_ok=True)
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"

@@ -5,6 +5,7 @@ A proposal in flight lies on disk too, in a folder of its own with proposal.json
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 import threading
@@ -22,7 +23,8 @@ from autoresearch.propose.context import Context
 from autoresearch.record.ledger import Ledger, note_failure, subject_of, write_experiment
 from autoresearch.record.log import Log
 from autoresearch.record.repository import commit_of, experiment_refs
-from autoresearch.run.training import RunOptions, run_training
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
 from autoresearch.text import one_line
 
 EXCHANGE = 100_000  # characters of the exchange of a failed proposal that the journal keeps
@@ -58,13 +60,18 @@ class Task:
     purpose: str = "judge"
 
 
+def train_here() -> Train:
+    """How a run is made on this machine, with a scorer that stays warm from one to the next."""
+    return functools.partial(train_and_score, scorer=Scorer())
+
+
 @dataclass
 class Slot:
     """A place for one run at a time."""
 
     name: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    train: Train = run_training  # here, or on a cluster
+    train: Train = field(default_factory=train_here)  # here, or on a cluster
     task: Task | None = None
     thread: threading.Thread | None = None
     line: str = ""  # the progress of its run

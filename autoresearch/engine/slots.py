@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from autoresearch.engine.measure import start_limit
 from autoresearch.engine.queue import Slot, Task, Train
 from autoresearch.engine.session import Session
 from autoresearch.nouns import Run, RunResult
@@ -80,6 +81,7 @@ def start_run(
         memory_gb=settings.memory_gb,
         runs_at_once=slots,
         environment=slot.environment,
+        start_limit=start_limit(session.measure) if session.measure else 0.0,
     )
 
     def work() -> None:

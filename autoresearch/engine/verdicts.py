@@ -17,7 +17,7 @@ from autoresearch.nouns import Proposal, Run, Usage, Verdict
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import Row, runs_of, runs_text
 from autoresearch.settings import Settings
-from autoresearch.source import code_lines
+from autoresearch.source import count_statements
 from autoresearch.text import gain_text, one_line
 
 # -----------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def judge_runs(ledger: Ledger, options: Options, settings: Settings, candidate: 
         settings.keep,
         memory_gb=max(run.result.memory_gb for run in runs),
         memory_limit_gb=settings.memory_limit_gb or math.inf,
-        lines_removed=code_lines(base) - code_lines(candidate.proposal.source),
+        statements_less=count_statements(base) - count_statements(candidate.proposal.source),
     )
 
 

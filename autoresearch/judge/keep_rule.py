@@ -53,7 +53,7 @@ def judge(
     rule: KeepRule,
     memory_gb: float = 0.0,
     memory_limit_gb: float = math.inf,
-    lines_removed: int = 0,  # lines of code removed minus lines added
+    statements_less: int = 0,  # than the best has
 ) -> Verdict:
     """What becomes of a candidate after its runs so far."""
     if reason := refusal(candidate):
@@ -69,10 +69,10 @@ def judge(
         reason = f"memory {memory_gb:.1f} GB is over the limit of {memory_limit_gb:.1f} GB"
         return Verdict("discard", reason, gain, true_gain.mean, true_gain.better, None, suspicious)
     status, reason = decide(true_gain.better, runs, rule)
-    if status != "keep" and lines_removed >= rule.simpler_lines:
+    if status != "keep" and statements_less >= rule.simpler_statements:
         equal = probability_above(rule.equal * noise.sigma, gain, deviation, belief.usual, noise.sigma)
         status, reason = decide(equal, runs, rule)
-        reason = f"{lines_removed} lines less; not worse by over {rule.equal:g} x noise: {reason}"
+        reason = f"{statements_less} statements less; not worse by over {rule.equal:g} x noise: {reason}"
     if suspicious and status == "keep":
         status, reason = ("again", "too good for one change, so measured again") if runs < 2 else (status, reason)
         reason = reason if runs < 2 else f"{reason}; suspiciously good, and confirmed on another seed"

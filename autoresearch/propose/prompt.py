@@ -53,7 +53,8 @@ the measured difference, the noise and what changes usually do, the loop compute
 truly better:
 - at {at_once:g} or more after one run it is kept; below {at_last:g} it is dropped; in between it runs again on another
   seed, up to {max_runs} runs, and is kept if it still has {at_last:g};
-- a change that removes at least {lines} lines of code more than it adds is kept at an equal number, too.
+- a change that leaves at least {statements} statements less is kept at an equal number, too (joining them by `;`
+  changes nothing).
 What is kept is the best on which later experiments build; anything else is recorded and dropped.
 
 How to read the history, one line per experiment:
@@ -67,20 +68,20 @@ What prepare_data offers, and all that may be imported from it, under these name
   MAX_SEQ_LEN, TIME_BUDGET (seconds), SCALE, SEED, STEPS (0: the time budget decides)
   Tokenizer.from_directory() -> tokenizer; .get_vocab_size(), .get_bos_token_id(), .encode(text), .decode(ids)
   make_dataloader(tokenizer, B, T, "train") -> endless (inputs (B, T) int64, targets (B, T) int64, epoch) on the device;
-    T is MAX_SEQ_LEN or a divisor of it; the same rows in the same order every time
-  evaluate_bpb(model, tokenizer, batch_size) -> val_bpb; model(inputs) returns logits (B, T, vocabulary or more)
+    T is MAX_SEQ_LEN or a divisor of it; the same rows in the same order; tokens by chance until the clock starts
+  evaluate_bpb(model, tokenizer, batch_size): hands it over; model(inputs) gives logits (B, T, vocabulary or more)
   training_clock() -> seconds; its first call starts the budget
   default_device() -> "cuda" or "cpu"
 
 What a train.py must keep, or it is refused before or after its run:
-- make_dataloader is called with the literal "train"; the names of prepare_data are not renamed, replaced or patched.
-- evaluate_bpb is called once, not in a loop; its result goes to a variable, which is what the val_bpb line prints.
-- Training lies between the first training_clock() and the end of TIME_BUDGET. Warm-up steps before it (at most 64)
-  compile kernels; what they changed is restored. The summary lines at the end keep their names.
-- No files, network, processes, threads, signals or environment variables (those of torch, triton and CUDA may be set);
-  no eval or exec, no patching of imported modules, nothing downloaded; the number of threads stays. Triton is fine.
-- The logits are finite; those at a position do not depend on later tokens, nor one row's on another's; evaluating the
-  same rows again gives the same; parameters and buffers do not change while the model is evaluated.
+- Batches come from make_dataloader(..., "train"); SEED decides what is random; the names of prepare_data stay theirs.
+- Training lies between the first training_clock() and the end of TIME_BUDGET. Warm-up steps before it compile kernels;
+  what they changed is restored. The summary lines at the end keep their names.
+- evaluate_bpb is called last. In a run it gives NaN: another process makes the number, from the model as a graph of
+  torch's own operators. So forward() in eval mode is plain PyTorch: no Python that looks at the tokens' values, nothing
+  random, no tensor of the model changed, a plain path beside a custom kernel. Training may use any kernel.
+- No files, network, processes or threads; no eval or exec. Variables of libraries may be set. Triton is fine.
+- The logits are finite; those at a position do not depend on later tokens, nor one row's on another's.
 """
 
 CHECKED = """
@@ -122,7 +123,7 @@ def system_text(context: Context) -> str:
     """What stays the same for a whole session."""
     keep = context.settings.keep
     values = {"at_once": keep.keep_at_once, "at_last": keep.keep_at_last, "max_runs": keep.max_runs}
-    text = SYSTEM.format(lines=keep.simpler_lines, notebook=NOTEBOOK_CHARACTERS, **values)
+    text = SYSTEM.format(statements=keep.simpler_statements, notebook=NOTEBOOK_CHARACTERS, **values)
     scale = f"Scale {context.scale} ({DEVICES[context.scale]}): MAX_SEQ_LEN {context.max_seq_len}, TIME_BUDGET "
     scale += f"{context.time_budget} s, vocabulary {context.vocab_size}."
     limit = context.settings.memory_limit_gb

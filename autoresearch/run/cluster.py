@@ -1,5 +1,5 @@
 """
-Runs on a Ray cluster: one Ray task a run. Called by a slot of agent_loop.py in place of run_training().
+Runs on a Ray cluster: one Ray task a run. A slot calls it in place of train_and_score().
 
     pip install -e ".[ray]"
     ray start --head                              # on one machine; on each other: ray start --address=HEAD:6379
@@ -10,7 +10,8 @@ What a node needs: Python with this project's dependencies, and the prepared dat
 environment of its `ray start`, if it is not in the usual place). The files that make up a run travel there from here.
 Before each run the node compares its data and its evaluator with the loop's; it refuses by name where they differ.
 
-The run is a process in a sandbox on the node, like a local one, and its time limit starts there. It ends with its task:
+The run is a process in a sandbox on the node, like a local one, and its time limit starts there. Its model is
+scored there too, by a scorer of its own, as it is larger than what should travel. Both end with their task:
 when the loop stops it, and when the loop, the worker or the node dies. A run whose worker or node is lost begins again
 where there is room, and waits for room as long as the loop lets it; the third loss is taken for its own doing.
 """
@@ -37,14 +38,15 @@ from typing import Any
 from autoresearch.files import DATA_FILES, RECORD, ROOT, data_root, file_hash, fingerprint, stamp
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, LOG_LIMIT
-from autoresearch.run.training import RunOptions, run_training
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
 from autoresearch.text import fail, one_line
 
 # ray is imported where it is used: it is an optional extra, and to import it takes a second.
 
-FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py")  # what a run is made of
-# Variables that a run gets from the loop, not from its node.
-CARRIED = ("AUTORESEARCH_RECORD", "AUTORESEARCH_BUDGET", "AUTORESEARCH_STEPS")
+# What a run and its scorer are made of.
+FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py", "autoresearch/judge/*.py")
+CARRIED = ("AUTORESEARCH_BUDGET", "AUTORESEARCH_STEPS")  # variables that a run gets from the loop, not from its node
 RETURNED = ("run.log", RECORD)  # files that come back from a run
 MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for the cause
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
@@ -153,8 +155,8 @@ def run_on_cluster(
 ) -> RunResult:
     """Train the text `source` once on some node; train.py, run.log and record.json are left in `folder`.
 
-    As run_training(), but for: `say` gets a line when a run has to begin again; `expected_fingerprint` is that of the
-    loop's meta.json; how many runs share a machine is the node's to say. Raises ClusterError.
+    As train_and_score(), but for: `say` gets a line when a run has to begin again; `expected_fingerprint` is that of
+    the loop's meta.json; how many runs share a machine is the node's to say. Raises ClusterError.
     """
     from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
@@ -237,8 +239,8 @@ def run_on_node(source: str, options: RunOptions, expected_fingerprint: str, eva
     stop, lines = threading.Event(), deque([""], maxlen=1)
     options = dataclasses.replace(options, runs_at_once=count_slots_here(options.scale))
     try:
-        with ThreadPoolExecutor(1) as pool:
-            run = pool.submit(run_training, source, folder, options, stop.is_set, lines.append)
+        with contextlib.closing(Scorer()) as scorer, ThreadPoolExecutor(1) as pool:
+            run = pool.submit(train_and_score, source, folder, options, stop.is_set, lines.append, scorer=scorer)
             try:
                 while not run.done():
                     wait([run], timeout=1)

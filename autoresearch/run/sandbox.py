@@ -4,8 +4,8 @@ The sandbox of a run: from a command to the command line that really runs, with 
     python -m autoresearch.run.sandbox        # say which protections work on this machine
 
 Two layers. bubblewrap, where it is installed and works, decides what a run *sees*: the system and Python read-only, the
-prepared data read-only, its own folder, the GPU; no network, no other process, no home, and of the checkout only
-prepare_data.py. The guard (guard.py), a small process between the loop and the run, decides what it *uses up*:
+training rows and the tokenizer read-only, its own folder, the GPU; no network, no other process, no home, and of the
+checkout only prepare_data.py. The guard (guard.py), a small process between loop and run, decides what it *uses up*:
 processes, memory, disk. It also ends whatever the run started. Without bubblewrap the guard is what remains: it stops
 accidents, not a train.py that sets out to do harm.
 """
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autoresearch.files import ROOT, data_root
+from autoresearch.files import ROOT, SHOWN_TO_RUNS, data_root
 from autoresearch.guard import GB, folder_use
 from autoresearch.process import under_guard
 from autoresearch.settings import SANDBOX_MODES
@@ -48,16 +48,26 @@ DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 LOOP_FILES = ("train.py", "run.log", "proposal.json", "proposal.log", "exchange.json")
 
 
-def cache_folders() -> list[Path]:
-    """Compiled kernels: shared between runs on purpose, or every run would compile for half a minute."""
-    return [data_root() / "compile" / name for name in ("inductor", "triton", "cuda")]
+def compile_caches(folder: Path, scale: str) -> Path:
+    """Where a run's compiled kernels go. On a GPU runs share them, or each would compile for a minute; at the cpu
+    scale, where a whole model would not be noticed among them, each run has its own."""
+    return folder / "compile" if scale == "cpu" else data_root() / "compile"
 
 
-def environment() -> dict[str, str]:
+def cache_folders(caches: Path) -> list[Path]:
+    return [caches / name for name in ("inductor", "triton", "cuda")]
+
+
+def environment(caches: Path) -> dict[str, str]:
     """Variables that a run needs besides those of training.py."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
-    caches = dict(zip(names, map(str, cache_folders()), strict=True))
-    return {"AUTORESEARCH_DATA_DIR": str(data_root()), **caches}
+    folders = dict(zip(names, map(str, cache_folders(caches)), strict=True))
+    return {"AUTORESEARCH_DATA_DIR": str(data_root()), **folders}
+
+
+def shown_to_runs(scale: str) -> list[Path]:
+    """All that a training needs of this project: neither the validation rows nor the rest of the checkout."""
+    return [ROOT / "prepare_data.py", *(data_root() / scale / name for name in SHOWN_TO_RUNS)]
 
 
 def python_folders() -> list[Path]:
@@ -71,15 +81,14 @@ def python_folders() -> list[Path]:
     return [path for path in [*prefixes, *shown] if path.is_dir() and path != Path("/")]
 
 
-def bubblewrap(folder: Path, scale: str) -> list[str]:
+def bubblewrap(folder: Path, shown: list[Path], caches: Path) -> list[str]:
     """bwrap and its arguments: a file system of a run's own, put together from what it needs and nothing else."""
     read_only = [Path(path) for path in SYSTEM + KERNEL] + [Path("/etc") / name for name in ETC] + python_folders()
     hidden = {Path.home(), ROOT} - {Path("/"), *read_only}
-    needed = [ROOT / "prepare_data.py", data_root() / scale]
     views: dict[Path, tuple[str | Path, ...]] = {path: ("--ro-bind-try", path) for path in read_only}
     views |= dict.fromkeys(hidden, ("--tmpfs",))
-    views |= {path: ("--ro-bind-try", path) for path in needed}
-    views |= {path: ("--bind", path) for path in (folder, *cache_folders())}
+    views |= {path: ("--ro-bind-try", path) for path in shown}
+    views |= {path: ("--bind", path) for path in (folder, *cache_folders(caches))}
     views |= {Path("/tmp"): ("--bind", folder / "tmp")}  # on disk, so that the disk's limit holds for it
     views |= {folder / name: ("--ro-bind-try", folder / name) for name in LOOP_FILES}
     views |= {path: ("--dev-bind-try", path) for pattern in DEVICES for path in Path("/dev").glob(pattern)}
@@ -121,11 +130,10 @@ def bubblewrap_problem() -> str:
         return "bubblewrap needs Linux"
     if not shutil.which("bwrap"):
         return f"bubblewrap is not installed; install it: {INSTALL}"
-    make_folders(cache_folders())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        make_folders([folder / "tmp"])
-        trial = [*bubblewrap(folder, "cpu"), sys.executable, "-I", "-S", "-c", ""]
+        make_folders([folder / "tmp", *cache_folders(folder / "compile")])
+        trial = [*bubblewrap(folder, shown_to_runs("cpu"), folder / "compile"), sys.executable, "-I", "-S", "-c", ""]
         ended = subprocess.run(trial, capture_output=True, text=True)
     reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
     return f"bubblewrap is installed but not allowed to work here ({reason[:150]})" if ended.returncode else ""
@@ -149,7 +157,9 @@ def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = N
         bounds = f"files of {limits['disk'] / GB:.0f} GB, {limits['disk'] / GB:.0f} GB disk in its folder"
     guard = f"limits of a run: {bounds}; what it started ends with it"
     if mode != "off" and not bubblewrap_problem():
-        seen = "sees the system, Python and the data read-only, writes only its own folder and the compile caches"
+        seen = (
+            "sees the system, Python and the training rows read-only, writes only its own folder and the compile caches"
+        )
         return [f"sandbox: bubblewrap; a run has no network, {seen}", guard]
     why = "program.md says so" if mode == "off" else bubblewrap_problem()
     return [f"sandbox: none, as {why}", "a run can read and write what you can, and use the network", guard]
@@ -183,14 +193,15 @@ def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> di
     }
 
 
-def command_line(command: list[str], folder: Path, scale: str, mode: str, grace: float, limits: dict) -> list[str]:
+def command_line(
+    command: list[str], folder: Path, shown: list[Path], caches: Path, mode: str, grace: float, limits: dict
+) -> list[str]:
     """What really runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
     if problem := mode_problem(mode):
         raise RuntimeError(problem)
-    make_folders([folder / "tmp", *cache_folders()])
-    caches = str(data_root() / "compile")
-    plan = limits | {"folder": str(folder), "caches": caches}
-    inside = bubblewrap(folder, scale) if mode != "off" and not bubblewrap_problem() else []
+    make_folders([folder / "tmp", *cache_folders(caches)])
+    plan = limits | {"folder": str(folder), "caches": str(caches)}
+    inside = bubblewrap(folder, shown, caches) if mode != "off" and not bubblewrap_problem() else []
     return under_guard([*inside, *command], grace, plan)
 
 
@@ -206,13 +217,18 @@ def tidy(folder: Path) -> None:
         subprocess.run(command, stderr=subprocess.DEVNULL)
 
 
+def remove_own_caches(folder: Path) -> None:
+    """Of the cpu scale: compile_caches()."""
+    subprocess.run(["rm", "-rf", str(folder / "compile")])
+
+
 def prune_caches(limit: float = CACHE_GB * GB) -> None:
     """Delete the compile caches' oldest entries until they are within `limit` bytes."""
-    if folder_use(str(data_root() / "compile"))[0] <= limit:
+    caches = data_root() / "compile"
+    if folder_use(str(caches))[0] <= limit:
         return
-    entries = [
-        entry for cache in cache_folders() if cache.is_dir() for entry in cache.iterdir() if not entry.is_symlink()
-    ]
+    folders = [folder for folder in cache_folders(caches) if folder.is_dir()]
+    entries = [entry for folder in folders for entry in folder.iterdir() if not entry.is_symlink()]
     sized = sorted((newest(entry), folder_use(str(entry))[0], str(entry)) for entry in entries if entry.is_dir())
     excess = sum(size for _, size, _ in sized) - limit
     for _, size, path in sized:

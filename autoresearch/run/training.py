@@ -20,6 +20,7 @@ from autoresearch.run import gpu, sandbox
 from autoresearch.text import last_lines
 
 TRACEBACK = 6000  # characters of a traceback that its author is shown
+AGAIN = 75  # the exit code by which training_clock() asks for another start: prepare_data.py
 LEFT_OUT = "  [... frames of libraries are left out ...]\n"
 CHAINED = re.compile(
     r"^(During handling of the above exception|The above exception was the direct cause)", re.MULTILINE
@@ -41,6 +42,7 @@ class RunOptions:
     memory_gb: float | None = None  # of the machine; None: a share of half of it
     runs_at_once: int = 1  # that share the machine
     environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
+    start_limit: float = 0.0  # seconds before the clock starts, after which the run begins again; 0: none
     limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
 
 
@@ -107,7 +109,7 @@ def parse_losses(log: str, points: int = 12) -> list[tuple[float, float]]:
 # One training
 
 
-def safe_environment(scale: str, seed: int) -> dict[str, str]:
+def safe_environment(scale: str, seed: int, caches: Path) -> dict[str, str]:
     """The variables that a training may see: a list of what is let through, so that no secret is forgotten."""
     env = {name: value for name, value in os.environ.items() if SAFE_VARIABLES.fullmatch(name)}
     own = {
@@ -116,7 +118,7 @@ def safe_environment(scale: str, seed: int) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),  # where prepare_data.py is
         "PYTHONUNBUFFERED": "1",
     }
-    return env | sandbox.environment() | own
+    return env | sandbox.environment(caches) | own
 
 
 def run_training(
@@ -126,7 +128,10 @@ def run_training(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
-    """Train the text `source` once; train.py and run.log are left in `folder`."""
+    """Train the text `source` once; train.py and run.log are left in `folder`. The number is not made here: scoring.py.
+
+    A result with the status `again` asks for another start, on the compile cache that it filled.
+    """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sandbox.tidy(folder)  # of an earlier run, whose loop was killed
@@ -134,6 +139,11 @@ def run_training(
     (folder / "train.py").write_text(source)
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
     limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
+    caches = sandbox.compile_caches(folder, options.scale)
+    environment = safe_environment(options.scale, options.seed, caches) | options.environment
+    environment["AUTORESEARCH_RECORD"] = RECORD
+    if options.start_limit:
+        environment["AUTORESEARCH_START_LIMIT"] = str(round(options.start_limit))
     clocks = gpu.Clocks(asked=options.scale != "cpu")
 
     def watch(tail: str) -> None:
@@ -141,9 +151,11 @@ def run_training(
         on_progress(parse_progress(tail))
 
     ended = run_process(
-        sandbox.command_line(command, folder, options.scale, options.sandbox, GRACE, limits),
+        sandbox.command_line(
+            command, folder, sandbox.shown_to_runs(options.scale), caches, options.sandbox, GRACE, limits
+        ),
         folder,
-        safe_environment(options.scale, options.seed) | options.environment,
+        environment,
         folder / "run.log",
         options.kill_after,
         should_stop,
@@ -153,6 +165,8 @@ def run_training(
     sandbox.tidy(folder)
     sandbox.prune_caches()
     result = read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
+    if result.status != "again":
+        sandbox.remove_own_caches(folder)
     return replace(result, summary=result.summary | clocks.facts())
 
 
@@ -164,8 +178,8 @@ def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
         return replace(result, status="timeout", error=f"killed after {kill_after:.0f} s")
     if ended.how == "stopped":
         return replace(result, status="interrupted", error="stopped before it was done")
+    if ended.code == AGAIN:
+        return replace(result, status="again", error="it asked for another start")
     if ended.code != 0:
         return replace(result, status="crash", error=find_error(tail), tail=traceback_in(ended.tail) or tail)
-    if "val_bpb" not in summary:
-        return replace(result, status="crash", error="it ended without a val_bpb line")
-    return replace(result, val_bpb=summary["val_bpb"], memory_gb=summary.get("peak_vram_mb", 0.0) / 1024)
+    return replace(result, memory_gb=summary.get("peak_vram_mb", 0.0) / 1024)

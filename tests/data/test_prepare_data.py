@@ -22,7 +22,39 @@ def test_bad_environment(name, value):
 # Batches
 
 
-def test_batches(tokenizer):
+@pytest.fixture
+def started(monkeypatch):
+    """The clock has started."""
+    monkeypatch.setattr(prepare_data, "noted", {"batches": 0, "training_tokens": 0, "imported": {}})
+    monkeypatch.setitem(prepare_data.noted, "clock_started", {})
+
+
+def test_before_the_clock_starts_there_is_nothing_to_learn(tokenizer, monkeypatch):
+    monkeypatch.setattr(prepare_data, "noted", {"batches": 0, "training_tokens": 0, "imported": {}})
+    loader = make_dataloader(tokenizer, 64, MAX_SEQ_LEN, "train")
+    chance, before = next(loader)[0], next(loader)[0]
+    assert chance.shape == (64, MAX_SEQ_LEN) and not torch.equal(chance, before)
+    counts = torch.bincount(torch.cat((chance, before)).flatten(), minlength=1024)
+    assert counts.max() < 50  # of 16 on average; in text the most frequent token is a hundredth of all
+    prepare_data.noted["clock_started"] = {}
+    first = torch.tensor(prepare_data.load_rows("train")[:64, :-1].astype(np.int64))
+    assert torch.equal(next(loader)[0].cpu(), first)
+
+
+def test_a_run_has_the_training_rows_alone_and_no_batch_once_its_model_is_handed_over(
+    tokenizer, monkeypatch, tmp_path, started
+):
+    monkeypatch.setattr(prepare_data, "RECORD", tmp_path / "record.json")
+    with pytest.raises(AssertionError, match="training rows alone"):
+        next(make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "val"))
+    loader = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
+    next(loader)
+    prepare_data.noted["evaluated"] = {}
+    with pytest.raises(RuntimeError, match="the training is over"):
+        next(loader)
+
+
+def test_batches(tokenizer, started):
     loader = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
     again = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
     rows = prepare_data.load_rows("train")
@@ -36,7 +68,7 @@ def test_batches(tokenizer):
 
 
 @pytest.mark.parametrize("T", [MAX_SEQ_LEN, MAX_SEQ_LEN // 4])
-def test_epochs_and_shorter_rows(tokenizer, T):
+def test_epochs_and_shorter_rows(tokenizer, T, started):
     rows = prepare_data.load_rows("val")
     B = 100
     per_epoch = len(rows) * (MAX_SEQ_LEN // T) // B

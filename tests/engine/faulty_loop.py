@@ -8,8 +8,12 @@ import itertools
 import os
 import random
 import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where printed_loop is
 sys.path.insert(0, os.getcwd())  # the repository of the test
+
+from printed_loop import believe_what_is_printed
 
 from autoresearch.engine import asking, deciding, fitting, knowledge, queue, running, show, slots, verdicts
 from autoresearch.record import ledger
@@ -53,6 +57,7 @@ def main() -> None:
         for place, attribute in STAGES[name]:
             names = place if isinstance(place, dict) else vars(place)
             names[attribute] = faulty(names[attribute], name, rng, float(chance), int(only) if only else None)
+    believe_what_is_printed()
     sys.argv = ["agent_loop.py", *sys.argv[at + 1 :]]
     import agent_loop
 

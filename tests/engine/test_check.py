@@ -54,7 +54,7 @@ def test_a_machine_that_is_fit(repo):
     assert bubblewrap or "bubblewrap" in lines["sandbox"]["text"]
     assert code == (0 if bubblewrap else 1), said
     names = ["files and git", "program.md", "prepared data", "proposer", "disk", "torch", "sandbox", "20 steps"]
-    assert list(lines) == [*names, "a whole run", "evaluator", "estimate"]
+    assert list(lines) == [*names, "a whole run", "scorer", "estimate"]
     steps, whole = lines["20 steps"]["facts"], lines["a whole run"]["facts"]
     assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(2048 * 1000)
     assert whole["overhead_seconds"] > whole["evaluation_seconds"] > 0
@@ -72,7 +72,7 @@ def test_a_fall_back_is_said(repo):
     )
     code, lines, _ = run_check(repo, "--proposer", "constants")
     assert "fused AdamW failed (RuntimeError: no such kernel); using plain AdamW" in lines["fall-back"]["text"]
-    assert lines["fall-back"]["state"] == "slow" and lines["evaluator"]["state"] == "ok"
+    assert lines["fall-back"]["state"] == "slow" and lines["scorer"]["state"] == "ok"
     assert lines["files and git"]["text"] == "train.py has uncommitted changes"
     assert code == 2
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from loop_helpers import (
+    LEAVE_RECORD,
     STUB,
     append,
     check_invariants,
@@ -56,12 +57,9 @@ APART = "\n".join(f"PART_{n} = {n + 1}\nFILLER_{n} = {n}\nMORE_{n} = {n}\nMUCH_{
 def repo(tmp_path, prepared):
     """A train.py of which several lines can be changed apart from each other, and whose level they set together."""
     train = (
-        "import json, math, os, time\n" + APART + "\n\nLEVEL = 2.0 + 0.1 * (PART_0 + PART_1 + PART_2 + PART_3 - 10)\n"
+        "import time\n" + APART + "\n\nLEVEL = 2.0 + 0.1 * (PART_0 + PART_1 + PART_2 + PART_3 - 10)\n"
         'print(f"\\n---\\nval_bpb:          {LEVEL:.6f}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0")\n'
-        'record = json.load(open(os.environ["AUTORESEARCH_DATA_DIR"] + "/cpu/stub_record.json"))\n'
-        'record |= {"val_bpb": LEVEL, "nats": LEVEL * record["bytes"] * math.log(2)}\n'
-        'open("record.json", "w").write(json.dumps(record))\n'
-    )
+    ) + LEAVE_RECORD
     return make_repository(tmp_path / "repo", train, serial=False)
 
 

@@ -4,10 +4,13 @@ The number can't be talked into, and nothing is harmed: each layer stops the che
 Real trainings of a few steps or a second, and the limits of a run, with bubblewrap and without.
 """
 
+import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import re
+import resource
 import runpy
 import shutil
 import sys
@@ -15,21 +18,22 @@ import time
 import traceback
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from patches import HONEST, ROOT, SOURCE, apply_patch, cheats, expectations, read_patch
 
 import prepare_data
-from autoresearch.files import RECORD
-from autoresearch.judge import measurement
+from autoresearch.files import GRAPH, RECORD
+from autoresearch.judge import measurement, scorer
 from autoresearch.judge.measurement import check_result
-from autoresearch.nouns import RunResult
-from autoresearch.process import LOG_LIMIT
+from autoresearch.process import LOG_LIMIT, Ended
 from autoresearch.run import sandbox, training
+from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions, run_training
-from autoresearch.text import last_lines
 
-LIMITS = replace(measurement.LIMITS["cpu"], slack=0.3, overhead=2.0)
+LIMITS = replace(measurement.LIMITS["cpu"], slack=0.3, start=2.0)
+LEFT = ["record.json", "run.log", "train.py"]
 torch.set_num_threads(1)  # before this process forks
 
 # -----------------------------------------------------------------------------
@@ -76,30 +80,50 @@ def child(folder, module_folder, environment):
             traceback.print_exc()
             code = 1
         log.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else 1)
 
 
 @pytest.fixture(scope="module")
-def train(small, tmp_path_factory):
+def scored(small):
+    """A function: what the scorer says of the model in a folder, {} if there is none."""
+    token_bytes = prepare_data.Tokenizer.from_directory().token_bytes()
+    rows = np.memmap(small / "cpu/val.bin", np.uint16, "r").reshape(-1, prepare_data.MAX_SEQ_LEN + 1)
+
+    def score(folder):
+        if not all((folder / name).is_file() for name in GRAPH):
+            return {"none": "it ended without evaluate_bpb()"}
+        return scorer.answer(*(os.open(folder / name, os.O_RDONLY) for name in GRAPH), rows, token_bytes)
+
+    return score
+
+
+@pytest.fixture(scope="module")
+def train(small, scored, tmp_path_factory):
     """A function: train a source for some steps (0: for a second), and give what a run's reader gets."""
 
     def train_source(source, steps=2):
-        tmp_path = tmp_path_factory.mktemp("run")
-        (tmp_path / "train.py").write_text(source)
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "train.py").write_text(source)
         environment = {"AUTORESEARCH_DATA_DIR": str(small), "AUTORESEARCH_STEPS": str(steps), "AUTORESEARCH_SEED": "1"}
-        environment["AUTORESEARCH_RECORD"] = RECORD
+        environment |= {"AUTORESEARCH_RECORD": RECORD, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
         module_folder = ROOT if steps else small / "short"
-        arguments = (tmp_path, module_folder, environment)
-        process = multiprocessing.get_context("fork").Process(target=child, args=arguments)
-        started = time.monotonic()
+        process = multiprocessing.get_context("fork").Process(target=child, args=(folder, module_folder, environment))
+        started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         process.start()
         process.join(60)
         process.kill()
         process.join()
-        text = (tmp_path / "run.log").read_text()
-        status, error = "ok" if process.exitcode == 0 else "crash", training.find_error(last_lines(text))
-        result = RunResult(status, time.monotonic() - started, summary=training.parse_summary(text), error=error)
-        return result, measurement.read_record(tmp_path)
+        seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        text = (folder / "run.log").read_text()
+        ended = Ended("exit", process.exitcode, text, seconds)
+        result = training.read_result(ended, text, 60)
+        said = scored(folder) if result.status == "ok" else {}
+        if "none" in said or "refused" in said:
+            status = "crash" if "none" in said else "invalid"
+            result = replace(result, status=status, error=said.get("none") or said["refused"])
+        cpu_seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+        result = replace(result, val_bpb=said.get("val_bpb", math.nan), summary={"cpu_seconds": cpu_seconds})
+        return result, measurement.read_record(folder)
 
     return train_source
 
@@ -110,12 +134,31 @@ def unchanged(train):
     return train(SOURCE)
 
 
+@pytest.fixture(scope="module")
+def by_the_clock(train):
+    """The same for a second of training."""
+    return train(SOURCE, steps=0)
+
+
+def at_most(expected, run):
+    """What is expected of a run of a second, after that of the baseline."""
+    result, record = run
+    usual = {"before_clock": measurement.before_clock(record, result.seconds, "cpu")}
+    return expected | {"time_budget": 1, "cpu_seconds": result.summary["cpu_seconds"]} | usual
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cheats("evaluator"))
-def test_the_evaluator_refuses(path, train):
-    result, record = train(apply_patch(path), steps=4)
-    assert result.status == "crash" and record is None
-    assert expectations(path)["evaluator"] in result.error
+def test_nothing_is_handed_over(path, train):
+    result, _ = train(apply_patch(path), steps=4)
+    assert result.status in ("crash", "again") and expectations(path)["evaluator"] in result.error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", cheats("scorer"))
+def test_the_scorer_refuses(path, train):
+    result, _ = train(apply_patch(path), steps=4)
+    assert result.status == "invalid" and expectations(path)["scorer"] in result.error
 
 
 @pytest.mark.slow
@@ -123,26 +166,24 @@ def test_the_evaluator_refuses(path, train):
 def test_the_record_contradicts(path, train, expected):
     result, record = train(apply_patch(path))
     assert result.status == "ok", result.error
-    reason = check_result(result.summary, record, expected, LIMITS, result.seconds)
-    assert expectations(path)["record"] in reason
+    assert expectations(path)["record"] in check_result(result, record, expected, LIMITS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cheats("budget"))
-def test_the_clocks_contradict(path, train, expected, unchanged):
-    expected |= {"time_budget": 1, "before_clock": measurement.before_clock(unchanged[1], unchanged[0].seconds, "cpu")}
+def test_the_clocks_contradict(path, train, expected, by_the_clock):
     result, record = train(apply_patch(path), steps=0)
     assert result.status == "ok", result.error
-    reason = check_result(result.summary, record, expected, LIMITS, result.seconds)
-    assert expectations(path)["budget"] in reason
+    assert expectations(path)["budget"] in check_result(result, record, at_most(expected, by_the_clock), LIMITS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cheats("no gain"))
 def test_nothing_is_gained(path, train, expected, unchanged):
     result, record = train(apply_patch(path))
-    assert check_result(result.summary, record, expected, LIMITS, result.seconds) == ""
-    assert result.summary["val_bpb"] >= unchanged[0].summary["val_bpb"] - 1e-5
+    assert result.status == "ok", result.error
+    assert check_result(result, record, expected, LIMITS) == ""
+    assert result.val_bpb >= unchanged[0].val_bpb - 1e-5
 
 
 RUN = [pytest.param(path, id=path.stem) for path in HONEST if "# run" in read_patch(path)[0]]
@@ -153,14 +194,13 @@ RUN = [pytest.param(path, id=path.stem) for path in HONEST if "# run" in read_pa
 def test_an_honest_number_is_believed(path, train, expected):
     result, record = train(apply_patch(path))
     assert result.status == "ok", result.error
-    assert check_result(result.summary, record, expected, LIMITS, result.seconds) == ""
+    assert check_result(result, record, expected, LIMITS) == ""
 
 
 @pytest.mark.slow
-def test_an_honest_run_by_the_clock_is_believed(train, expected):
+def test_an_honest_run_by_the_clock_is_believed(train, expected, by_the_clock):
     result, record = train(SOURCE, steps=0)
-    expected |= {"time_budget": 1, "before_clock": measurement.before_clock(record, result.seconds, "cpu")}
-    assert check_result(result.summary, record, expected, LIMITS, result.seconds) == ""
+    assert check_result(result, record, at_most(expected, by_the_clock), LIMITS) == ""
 
 
 # -----------------------------------------------------------------------------
@@ -201,7 +241,7 @@ def test_the_guard_ends_it(path, mode, tmp_path, victim):
     layer = "timeout" if "timeout" in expectations(path) else "guard"
     assert result.status == ("timeout" if layer == "timeout" else "crash")
     assert re.search(expectations(path)[layer], result.error)
-    assert (tmp_path / "run/run.log").stat().st_size < LOG_LIMIT + 100_000
+    assert (tmp_path / "run/run.log").stat().st_size < LOG_LIMIT + 110_000
 
 
 @pytest.mark.slow
@@ -214,11 +254,22 @@ def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [inside, "off"])
+@pytest.mark.parametrize("path", cheats("twice"))
+def test_nothing_is_carried_from_run_to_run(path, mode, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
+    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
+    for name in ("first", "second"):
+        result = run_training(apply_patch(path), tmp_path / name, RunOptions("cpu", 1, 60, mode))
+        assert result.status == "ok" and expectations(path)["twice"] not in result.tail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [inside, "off"])
 def test_a_real_run_is_believed(small, expected, mode, tmp_path, monkeypatch):
-    for name, value in (("DATA_DIR", str(small)), ("STEPS", "2"), ("RECORD", RECORD)):
-        monkeypatch.setenv(f"AUTORESEARCH_{name}", value)
-    result = run_training(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, mode))
-    record = measurement.read_record(tmp_path / "run")
+    monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
+    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
+    with contextlib.closing(Scorer()) as own:
+        result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, mode), scorer=own)
     assert result.status == "ok", result.tail
-    expected |= {"time_budget": 0, "before_clock": measurement.before_clock(record, result.seconds, "cpu")}
-    assert check_result(result.summary, record, expected, measurement.LIMITS["cpu"], result.seconds) == ""
+    assert 1 < result.val_bpb < 4 and sorted(path.name for path in (tmp_path / "run").iterdir()) == LEFT
+    assert check_result(result, measurement.read_record(tmp_path / "run"), expected, measurement.LIMITS["cpu"]) == ""

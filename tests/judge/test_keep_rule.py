@@ -41,7 +41,7 @@ def test_verdicts(gains, expected):
 def test_a_larger_gain_never_does_worse():
     order = {"discard": 0, "again": 1, "keep": 2}
     for first in (None, -1.0, 1.5, 1.8, 3.0):
-        for facts in ({}, {"lines_removed": 10}):
+        for facts in ({}, {"statements_less": 10}):
             known = () if first is None else (first,)
             steps = [order[status(*known, step / 20, **facts)] for step in range(-400, 400)]
             assert steps == sorted(steps)
@@ -123,9 +123,9 @@ def test_memory_over_the_limit_is_dropped_and_said():
     ],
 )
 def test_simplifications(gains, lines, expected):
-    verdict = judge(candidate(*gains), BELIEF, NOISE, RULE, lines_removed=lines)
+    verdict = judge(candidate(*gains), BELIEF, NOISE, RULE, statements_less=lines)
     assert verdict.status == expected
-    assert ("lines less" in verdict.reason) == (lines >= 5 and gains != (5,))
+    assert ("statements less" in verdict.reason) == (lines >= 5 and gains != (5,))
 
 
 def test_a_gain_too_good_for_one_change_is_measured_twice():

@@ -1,5 +1,6 @@
 """Runs on a real Ray cluster of several nodes on this machine: its nodes die, hold other data, or have no room."""
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -20,7 +21,8 @@ import prepare_data
 from autoresearch.files import RECORD
 from autoresearch.judge import measurement
 from autoresearch.run import cluster
-from autoresearch.run.training import RunOptions, run_training
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]  # one cluster, in one process
@@ -40,7 +42,6 @@ def machines(prepared, scratch):
     from ray.cluster_utils import Cluster
 
     patch, machines = pytest.MonkeyPatch(), Cluster()
-    patch.setenv("AUTORESEARCH_RECORD", RECORD)
     patch.setenv("AUTORESEARCH_STEPS", "2")
     patch.setenv("TMPDIR", str(scratch))
     try:
@@ -95,18 +96,23 @@ def sleeper(nap: str) -> str:
 
 def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
     source = "import os\nprint('priority', os.nice(0))" + STUB
-    here, there = run_training(source, tmp_path / "here", RunOptions("cpu", 7, 60)), run(source)
-    assert dataclasses.replace(there, seconds=0) == dataclasses.replace(here, seconds=0)
+    with contextlib.closing(Scorer()) as scorer:
+        here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 60), scorer=scorer)
+    there = run(source)
+    assert there.summary.pop("cpu_seconds") > 0 and here.summary.pop("cpu_seconds") > 0
+    same = {"seconds": 0, "tail": "", "val_bpb": 0}  # of a stub, which has no model: NaN
+    assert dataclasses.replace(there, **same) == dataclasses.replace(here, **same)
     for name in ("train.py", "run.log"):
-        assert (tmp_path / "run" / name).read_text() == (tmp_path / "here" / name).read_text()
+        texts = [(tmp_path / place / name).read_text().partition("cpu_seconds")[0] for place in ("run", "here")]
+        assert texts[0] == texts[1]
 
 
-def test_a_training_on_a_node_passes_the_audit(run, tmp_path):
+def test_a_training_on_a_node_is_scored_and_believed(run, tmp_path):
     shown = []
     result = run((ROOT / "train.py").read_text(), kill_after=120, on_progress=shown.append)
     record, expected = measurement.read_record(tmp_path / "run"), measurement.measure_expected()
-    assert measurement.check_result(result.summary, record, expected, measurement.LIMITS["cpu"], result.seconds) == ""
-    assert (result.status, result.summary["num_steps"]) == ("ok", 2)
+    assert (result.status, result.summary["num_steps"]) == ("ok", 2), result.error
+    assert measurement.check_result(result, record, expected, measurement.LIMITS["cpu"]) == ""
     assert shown[0] == "waiting for a node"
 
 

@@ -101,7 +101,8 @@ def test_the_environment_of_other_processes_is_hidden(run, nap):
 import pathlib
 for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
     try:
-        print(path, "HUSH" if "hush-hush" in path.read_text() else "")
+        if "hush-hush" in path.read_text():
+            print("HUSH", path)
     except OSError:
         pass
 """
@@ -165,6 +166,15 @@ def test_data_can_be_read_and_not_changed(run, tmp_path):
     )
     assert f"done: [\"open('{meta}')\"]" in run(source).tail
     assert meta.read_text() == "precious"
+
+
+@needs_bubblewrap
+def test_the_validation_rows_are_not_there(run, tmp_path):
+    for name in ("train.bin", "val.bin", "tokenizer.json"):
+        (tmp_path / "data/cpu" / name).write_text("rows")
+    look = f"import os\nprint(sorted(os.listdir({str(tmp_path / 'data/cpu')!r})))\n{GOOD}"
+    assert "['meta.json', 'tokenizer.json', 'train.bin']" in run(look).tail
+    assert "val.bin" in run(look, mode="off").tail  # the same text does see them outside
 
 
 @needs_bubblewrap

@@ -1,0 +1,86 @@
+"""From a train.py to its number: the scorer's process, a second start on a filled cache, what is left in the folder."""
+
+import contextlib
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from run_helpers import GOOD, inside
+
+import prepare_data
+from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.training import RunOptions
+
+OPTIONS = RunOptions("cpu", 7, 60, "off")
+both = pytest.mark.parametrize("mode", [inside, "off"])
+
+
+class Uniform(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(1024))
+
+    def forward(self, inputs):
+        return self.logits.expand(*inputs.shape, 1024)
+
+
+@pytest.fixture
+def scorer(prepared):
+    with contextlib.closing(Scorer()) as scorer:
+        yield scorer
+
+
+@both
+def test_one_process_scores_one_model_after_another(scorer, mode, tmp_path):
+    prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
+    first = scorer.score(tmp_path, replace(OPTIONS, sandbox=mode))
+    process = scorer.process
+    (tmp_path / "graph.json").write_text("{")
+    assert "refused" in scorer.score(tmp_path, replace(OPTIONS, sandbox=mode))
+    prepare_data.hand_over(Uniform(), 1024, 32, tmp_path)
+    assert scorer.score(tmp_path, OPTIONS)["val_bpb"] == pytest.approx(first["val_bpb"], rel=1e-9)
+    assert scorer.process is process and process.poll() is None
+    scorer.close()
+    assert process.poll() is not None
+
+
+def test_a_scorer_that_was_stopped_or_killed_begins_anew(scorer, tmp_path):
+    prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
+    assert scorer.score(tmp_path, OPTIONS, lambda: True) == {}
+    assert scorer.score(tmp_path, OPTIONS)["val_bpb"] > 2
+    scorer.process.kill()
+    scorer.process.wait()
+    assert scorer.score(tmp_path, OPTIONS)["val_bpb"] > 2
+
+
+def test_what_is_printed_is_not_the_number(scorer, tmp_path):
+    result = train_and_score(GOOD, tmp_path / "run", OPTIONS, scorer=scorer)
+    assert (result.status, result.error) == ("crash", "it ended without evaluate_bpb()") and math.isnan(result.val_bpb)
+    assert scorer.process is None  # there was nothing to score
+
+
+SLOW_START = """
+import os, time
+from prepare_data import training_clock
+kernel = os.environ["TORCHINDUCTOR_CACHE_DIR"] + "/kernel"
+compiled = not os.path.exists(kernel)
+while compiled and time.process_time() < 4.5:
+    pass
+open(kernel, "w").close()
+training_clock()
+print("compiled:", compiled)
+"""
+
+
+@both
+@pytest.mark.slow
+def test_a_run_that_compiles_begins_again_on_the_cache_that_it_filled(scorer, mode, tmp_path):
+    options = replace(OPTIONS, sandbox=mode)
+    limited = replace(options, start_limit=3.5)
+    assert "compiled: False" in train_and_score(SLOW_START, tmp_path / "run", limited, scorer=scorer).tail
+    always = SLOW_START.replace(
+        "compiled and ", ""
+    )  # is it work before the clock? The second start goes on, and shows it
+    assert "compiled: False" in train_and_score(always, tmp_path / "run", limited, scorer=scorer).tail
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.log", "train.py"]
