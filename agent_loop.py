@@ -1,7 +1,7 @@
 """
 The loop: propose an edit of train.py, train it, judge the number, let git keep or drop it. Again, until time is up.
 
-    python agent_loop.py --demo                          # no GPU, no key, no download: a few minutes
+    python agent_loop.py --demo                          # no GPU, no key, no download: two minutes
     python agent_loop.py --hours 48                      # the real thing; needs ANTHROPIC_API_KEY and prepared data
     python agent_loop.py --hours 48 --gpus all           # one experiment per GPU at a time; or --gpus 0,1,3
     python agent_loop.py --hours 48 --ray auto           # one per GPU of a Ray cluster
@@ -65,6 +65,7 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "profile": "autoresearch.engine.profile",
     "propose": "autoresearch.engine.propose_once",
 }
+DEMO_BUDGET, DEMO_EXPERIMENTS = 8, 8  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 # -----------------------------------------------------------------------------
@@ -203,11 +204,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
     parser.add_argument("--slots", type=int, help="at the cpu scale: so many experiments at once (default: 1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
-    parser.add_argument("--demo", action="store_true", help="5 experiments at the cpu scale: no GPU, key or download")
+    parser.add_argument("--demo", action="store_true", help="two minutes at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
     if args.demo:
-        os.environ["AUTORESEARCH_SCALE"] = "cpu"
-        args.experiments = args.experiments or 5
+        os.environ |= {"AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_BUDGET": str(DEMO_BUDGET)}
+        args.experiments = args.experiments or DEMO_EXPERIMENTS
+        args.slots = args.slots or min(4, os.cpu_count() or 1)
     args.tag = args.tag or ("demo" if args.demo else time.strftime("%b%d").lower())
     args.proposer = args.proposer or ("constants" if args.demo else "command" if args.command else "anthropic")
     return args

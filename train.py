@@ -45,54 +45,60 @@ started = time.perf_counter()
 # Hyperparameters
 
 # Every NAME = number here changes val_bpb at its scale; what only costs speed or memory is computed.
-if SCALE == "h100":
+if SCALE == "h100":  # the best known
     DEPTH = 9  # layers: the one dial, width and heads follow
     ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
     HEAD_DIM = 128
-    BIGRAM_ROWS = 65_536  # embeddings that pairs of tokens are hashed to; 1 would be a mere bias
+    BIGRAM_ROWS = 65_536  # embeddings that pairs of tokens are hashed to; 1 is a mere bias
     TOTAL_BATCH_SIZE = 262_144  # tokens per step
+    ROTARY_BASE = 200_000
+    QK_SCALE = 1.2  # on q and k after their norm: a sharper softmax
+    EMBEDDING_INIT = 0.8  # standard deviation
+    MATRIX_INIT = 0.68  # times dim^-0.5; output projections start at zero
+    FC_INIT = 0.5  # times MATRIX_INIT, for the MLP's first matrix
+    RESIDUAL_FIRST, RESIDUAL_LAST = 1.15, 1.05  # scalars on the residual stream, linear over the layers
+    X0_FIRST, X0_LAST = 0.20, 0.05  # scalars on the embedding added back, likewise
     MATRIX_LR = 0.04
+    EMBEDDING_LR = 0.9
     UNEMBEDDING_LR = 0.005
+    MUON_MOMENTUM = 0.97  # reached after MOMENTUM_WARMUP_STEPS
+    MUON_MOMENTUM_LAST = 0.90  # at the end of the warm-down
     MOMENTUM_WARMUP_STEPS = 200
-else:
+    WARMDOWN_FRACTION = 0.75  # the learning rate falls linearly over this last part
+    FINAL_LR_FRACTION = 0.05
+else:  # where the public recipe started, only smaller: untuned on purpose, so that a search has something to find
     DEPTH = 2
     ASPECT_RATIO = 32
     HEAD_DIM = 32
-    BIGRAM_ROWS = 16_384
-    TOTAL_BATCH_SIZE = 2048
-    MATRIX_LR = 0.08
-    UNEMBEDDING_LR = 0.01
+    BIGRAM_ROWS = 1
+    TOTAL_BATCH_SIZE = 4096
+    ROTARY_BASE = 10_000
+    QK_SCALE = 1.0
+    EMBEDDING_INIT, MATRIX_INIT, FC_INIT = 1.0, 1.0, 1.0
+    RESIDUAL_FIRST, RESIDUAL_LAST = 1.0, 1.0
+    X0_FIRST, X0_LAST = 0.1, 0.1
+    MATRIX_LR = 0.04
+    EMBEDDING_LR = 0.6
+    UNEMBEDDING_LR = 0.004
+    MUON_MOMENTUM, MUON_MOMENTUM_LAST = 0.95, 0.95
     MOMENTUM_WARMUP_STEPS = 50
+    WARMDOWN_FRACTION, FINAL_LR_FRACTION = 0.5, 0.0
 DEVICE_BATCH_SIZE = min(64, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)  # rows per pass at most: memory only
 
 # Model
 WINDOW_PATTERN = "SSSSL"  # attention windows, repeated over the layers: S short, L long; the last layer is always long
 SHORT_WINDOW = 0.125  # of MAX_SEQ_LEN
-ROTARY_BASE = 200_000
-QK_SCALE = 1.2  # on q and k after their norm: a sharper softmax
 SOFTCAP = 15  # logits = SOFTCAP * tanh(logits / SOFTCAP)
 GATE_CHANNELS = 12  # channels that the value-embedding gate looks at
 GATE_RANGE = 3.0
 SMEAR_CHANNELS = 24
-
-# Initialization
-EMBEDDING_INIT = 0.8  # standard deviation
 HEAD_INIT = 0.001
-MATRIX_INIT = 0.68  # times dim^-0.5; output projections start at zero
-FC_INIT = 0.5  # times MATRIX_INIT, for the MLP's first matrix
-RESIDUAL_FIRST = 1.15  # scalar on the residual stream, linear over the layers from FIRST to LAST
-RESIDUAL_LAST = 1.05
-X0_FIRST = 0.20  # scalar on the embedding added back, likewise
-X0_LAST = 0.05
 BACKOUT_INIT = 0.2
 
 # Optimizer: Muon for matrices, AdamW for the rest (its rates times (dim / 768)^-0.5)
 MATRIX_WEIGHT_DECAY = 0.2
 MUON_MOMENTUM_FIRST = 0.85
-MUON_MOMENTUM = 0.97  # reached after MOMENTUM_WARMUP_STEPS
-MUON_MOMENTUM_LAST = 0.90  # at the end of the warm-down
 MUON_BETA2 = 0.9
-EMBEDDING_LR = 0.9
 EMBEDDING_WEIGHT_DECAY = 0.001
 BIGRAM_LR = 0.45
 BIGRAM_WEIGHT_DECAY = 0.003
@@ -102,10 +108,6 @@ UNEMBEDDING_WEIGHT_DECAY = 0.01
 RESIDUAL_LR = 0.005
 X0_LR = 0.5
 SMEAR_LR = 0.2
-
-# Schedule, over the fraction of the budget that is spent
-WARMDOWN_FRACTION = 0.75  # the learning rate falls linearly over this last part
-FINAL_LR_FRACTION = 0.05
 
 # -----------------------------------------------------------------------------
 # Attention

@@ -24,7 +24,7 @@ from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoresearch.propose.constants import assignments, reached
+from autoresearch.propose.constants import assignments, literal_number, reached
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "train.py").read_text()
@@ -47,25 +47,23 @@ def load(definitions=DEFINITIONS):
 train = load()
 
 
+def expressions(source=SOURCE):
+    """{name: expression} of every assignment that the cpu scale executes."""
+    return dict(pair for statement in reached(ast.parse(source).body, "cpu") for pair in assignments(statement))
+
+
 def set_constant(name, value, source=SOURCE):
-    """`source` with the value of a module-level constant replaced, in the branch of the cpu scale if it has two."""
-    pattern = re.compile(rf"^( *){name} = [^#\n]*", re.M)
-    place = list(pattern.finditer(source))[-1]
-    return source[: place.start()] + f"{place[1]}{name} = {value}  " + source[place.end() :]
+    """`source` with the value of a module-level constant of the cpu scale replaced."""
+    place, lines = expressions(source)[name], source.splitlines(keepends=True)
+    line = lines[place.lineno - 1]
+    lines[place.lineno - 1] = f"{line[: place.col_offset]}{value}{line[place.end_col_offset :]}"
+    return "".join(lines)
 
 
 def cpu_constants():
     """{name: value} of every `NAME = number` that the cpu scale executes."""
-    statements = []
-    for node in ast.parse(SOURCE).body:
-        statements += node.orelse if isinstance(node, ast.If) and "SCALE" in ast.unparse(node.test) else [node]
-    return {
-        node.targets[0].id: node.value.value
-        for node in statements
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Constant)
-        and type(node.value.value) in (int, float)
-    }
+    numbers = {name: literal_number(expression) for name, expression in expressions().items() if name.isupper()}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def small_model(module=train, depth=2, seed=0):
@@ -169,7 +167,8 @@ def test_value_embeddings_are_on_alternate_layers_with_the_last(depth, layers):
     assert [i for i, block in enumerate(model.blocks) if block.gate is not None] == layers
 
 
-def test_bigram_hash_sees_a_token_and_the_one_before_it():
+def test_bigram_hash_sees_a_token_and_the_one_before_it(monkeypatch):
+    monkeypatch.setattr(train, "BIGRAM_ROWS", 16_384)
     torch.manual_seed(0)
     idx = torch.randint(8192, (4, T))
     rows = train.bigram_hash(idx)
@@ -504,7 +503,7 @@ def unchanged_logits():
 def test_every_constant_takes_effect(name, unchanged_logits):
     value = cpu_constants()[name]
     factor = 2 if isinstance(value, int) else 0.5
-    changed = load(set_constant(name, type(value)(value * factor), DEFINITIONS))
+    changed = load(set_constant(name, type(value)(value * factor) or 0.1, DEFINITIONS))
     assert not torch.equal(logits_after(changed), unchanged_logits)
 
 

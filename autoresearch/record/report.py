@@ -111,7 +111,7 @@ def summary(
         "look further:",
         f"  git log --oneline {ledger.branch}",
         f"  git show {ledger.ref(number)}      # any experiment by its number, kept or not",
-        "  column -ts $'\\t' results.tsv | less -S",
+        f"  python agent_loop.py report --tag {ledger.tag} --open      # all of it as a page",
         f"  runs/{ledger.tag}/loop.log, runs/{ledger.tag}/{number:04d}/seed*/run.log, progress.png",
     ]
     return "\n".join(lines)

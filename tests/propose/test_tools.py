@@ -71,7 +71,7 @@ def test_bad_edits_go_back_to_the_model(api, tmp_path):
     api.replies[:] = [
         say(submit("nothing")),
         say(replace("not there", "x")),
-        say(replace("print(", "print (")),
+        say(replace("LEVEL", "LEVELS")),
         say(replace("LEVEL = 2.0", "LEVEL = ("), submit("broken")),
         say(tool("frobnicate"), editor("insert"), editor("view", "/etc/passwd")),
         say("I am done."),
