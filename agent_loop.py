@@ -176,9 +176,10 @@ def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:
         return
     queue.tasks.clear()
     for number, seed in limits.to_confirm(ledger, session.settings):
-        title = "confirming the best" if number == ledger.best.number else "the baseline beside the best"
+        best = number == ledger.best.number
+        title = "confirming the best" if best else "the baseline beside the best"
         candidate = Candidate(number, Proposal(title, ledger.source_of(number)), number)
-        queue.tasks.append(Task(candidate, seed, "confirm"))
+        queue.tasks.append(Task(candidate, seed, "confirm" if best else "beside"))
     while queue.busy or (queue.tasks and limits.may_go_on(session, ledger)):
         try:
             fill_slots(session, ledger, queue, confirming=True)

@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass
 class Task:
-    """One run that is to be made: to `judge` an experiment, to `confirm` the best, or for a `profile` of one."""
+    """One run that is to be made: to `judge` an experiment, to `confirm` the best, `beside` it, or for a `profile`."""
 
     candidate: Candidate
     seed: int

@@ -94,10 +94,10 @@ def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult)
     if result.status == "ok" and session.measure:
         result = believe(session.measure, result, ledger.run_folder(task.candidate.number, task.seed))
     note_run(ledger, run_of(task, result))
-    if task.purpose == "confirm":
-        good, best = result.status == "ok", task.candidate.number == ledger.best.number
+    if task.purpose in ("confirm", "beside"):
+        good = result.status == "ok"
         said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if good else result.error
-        word = ("confirmed" if good else "not confirmed") if best else "baseline"
+        word = "baseline" if task.purpose == "beside" else "confirmed" if good else "not confirmed"
         session.log.say(f"{task.candidate.number:4d}  {word:11}  {said}")
 
 

@@ -170,8 +170,13 @@ class Ledger:
     @property
     def beside(self) -> Runs:
         """The baseline's runs on those seeds: like is compared with like."""
-        runs = self.good_runs(self.kept[0].number, "confirm") if len(self.kept) > 1 else {}
+        runs = self.baseline_again if len(self.kept) > 1 else {}
         return {seed: val_bpb for seed, val_bpb in runs.items() if seed in self.confirming}
+
+    @property
+    def baseline_again(self) -> Runs:
+        """All runs of the baseline on fresh seeds: beside a best, or as the best that it once was."""
+        return self.good_runs(self.kept[0].number, "confirm") | self.good_runs(self.kept[0].number, "beside")
 
 
 # -----------------------------------------------------------------------------
