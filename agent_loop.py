@@ -48,7 +48,7 @@ from autoresearch.engine.running import fill_slots
 from autoresearch.engine.session import Session, note_start, reload_program
 from autoresearch.engine.show import Drawing, announce, live_lines
 from autoresearch.engine.slots import make_slots
-from autoresearch.engine.start import check_arguments, locked, make_session
+from autoresearch.engine.start import add_slots, check_arguments, locked, make_session
 from autoresearch.files import ROOT
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
@@ -64,6 +64,8 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "check": "autoresearch.engine.check",
     "profile": "autoresearch.engine.profile",
     "propose": "autoresearch.engine.propose_once",
+    "ablate": "autoresearch.engine.ablate",
+    "promote": "autoresearch.engine.promote",
 }
 DEMO_BUDGET, DEMO_EXPERIMENTS = 8, 8  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
@@ -202,9 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all, for program.md's max_cost")
-    parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
-    parser.add_argument("--slots", type=int, help="at the cpu scale: so many experiments at once (default: 1)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
+    add_slots(parser)
     parser.add_argument("--demo", action="store_true", help="two minutes at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
     if args.demo:

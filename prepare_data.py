@@ -233,7 +233,7 @@ note_first("imported")
 
 def load_rows(split: str) -> np.ndarray:
     """The packed rows of a split, (rows, MAX_SEQ_LEN + 1) uint16, memory-mapped."""
-    assert split in ("train", "val"), f"split is {split!r}, not 'train' or 'val'"
+    assert split in ("train", "val", "test"), f"split is {split!r}, not 'train', 'val' or 'test'"
     assert split == "train" or not RECORD, "a run has the training rows alone; the scorer has the others"
     return np.memmap(DATA_DIR / f"{split}.bin", np.uint16, "r").reshape(-1, MAX_SEQ_LEN + 1)
 
@@ -438,7 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="climbmix, stdlib or a folder (default: the scale's own)")
-    parser.add_argument("--shards", type=int, default=10, help="training shards of climbmix, 1 to 6542 (default: 10)")
+    parser.add_argument("--shards", type=int, default=10, help="training shards of climbmix, 1 to 6541 (default: 10)")
     parser.add_argument("--scale", choices=SCALES, default=SCALE, help=f"what to prepare for (default here: {SCALE})")
     parser.add_argument("--data-dir", type=Path, default=DATA_ROOT, help=f"parent of the scale's folder ({DATA_ROOT})")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads (default: all cores)")

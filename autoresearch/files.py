@@ -12,6 +12,7 @@ GRAPH = ("graph.json", "tensors.bin")  # in a run's folder: the trained model, h
 SHOWN_TO_RUNS = ("meta.json", "tokenizer.json", "train.bin")  # of the prepared data
 PACKED = ("tokenizer.json", "train.bin", "val.bin")  # of the prepared data: all that val_bpb depends on
 DATA_FILES = ("meta.json", *PACKED)
+TEST_FILES = ("test.bin", "test.json")  # rows that no search is shown, and what they are
 
 # -----------------------------------------------------------------------------
 # Writing

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from autoresearch.data.download import PINNED_VAL_FILE, download_shards
+from autoresearch.data.download import LAST_SHARD, PINNED_TEST_FILE, PINNED_VAL_FILE, TEST_SHARD, download_shards
 from autoresearch.text import BadInput, fail
 
 DOCUMENT_CHARS = 65_536  # longer ones are cut: a file may be one long text, and tiktoken fails on 10^6 spaces in a row
-VAL_ONE_IN = 20  # one document in 20 is validation, where no file is pinned for it
+ONE_IN = 20  # one document in 20 is validation, and one is test, where no file is pinned for it
+SPLITS = ("val", "test", "train")
 
 # -----------------------------------------------------------------------------
 # Files
@@ -30,9 +31,9 @@ def stdlib_files() -> list[Path]:
 
 
 def source_files(source: str, num_shards: int, workers: int, directory: Path) -> list[Path]:
-    """The files of `source` in a fixed shuffled order, the pinned validation file first if there is one."""
+    """The files of `source` in a fixed shuffled order; pinned ones are the validation first, the test last."""
     if source == "climbmix":
-        files = download_shards(directory / "shards", num_shards, workers)
+        files = download_shards(directory / "shards", [*range(num_shards), LAST_SHARD, TEST_SHARD], workers)
     elif source == "stdlib":
         files = stdlib_files()
     else:
@@ -43,8 +44,23 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
         files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
     if not files:
         fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it; put some there")
-    random.Random(0).shuffle(files)
-    return sorted(files, key=lambda path: path.name != PINNED_VAL_FILE)
+    return in_order(files)
+
+
+def in_order(files: list[Path]) -> list[Path]:
+    """Shuffled, the same whether or not there is a test file: it came later than folders that were prepared without."""
+    tests = [path for path in files if path.name == PINNED_TEST_FILE]
+    others = [path for path in files if path.name != PINNED_TEST_FILE]
+    random.Random(0).shuffle(others)
+    return [*sorted(others, key=lambda path: path.name != PINNED_VAL_FILE), *tests]
+
+
+def files_for_test(source: str, workers: int, directory: Path) -> list[Path]:
+    """The files of a folder that was prepared without test rows: of climbmix only the test shard is still fetched."""
+    if source != "climbmix":
+        return source_files(source, 0, workers, directory)
+    shards = directory / "shards"
+    return in_order(sorted({*shards.glob("shard_*.parquet"), *download_shards(shards, [TEST_SHARD], workers)}))
 
 
 # -----------------------------------------------------------------------------
@@ -112,27 +128,32 @@ def read_parquet(path: Path) -> Iterator[str]:
 # Splits
 
 
-def is_pinned(files: list[Path]) -> bool:
-    """Whether the first file is the whole validation set."""
-    return files[0].name == PINNED_VAL_FILE
+def is_pinned(files: list[Path], split: str) -> bool:
+    """Whether a file of its own is the whole of a split."""
+    at, name = {"val": (0, PINNED_VAL_FILE), "test": (-1, PINNED_TEST_FILE)}.get(split, (0, None))
+    return bool(files) and files[at].name == name
 
 
 def documents(files: list[Path], split: str) -> Iterator[str]:
-    """Every distinct document of one split ("train" or "val"), once; a very long one in pieces.
+    """Every distinct document of one split, once; a very long one in pieces.
 
     A pinned validation file (it comes first in `files`) is the validation set, and its documents are dropped wherever
-    else they occur. Otherwise a hash of the text decides, so a document's side never depends on its neighbours.
+    else they occur; of a pinned test file (the last) only those count that occur nowhere else. Otherwise a hash of the
+    text decides, so a document's side never depends on its neighbours.
     """
-    pinned = is_pinned(files)
+    by_hash = {number: name for number, name in enumerate(("val", "test")) if not is_pinned(files, name)}
+    pinned = {files[at]: name for at, name in ((0, "val"), (-1, "test")) if is_pinned(files, name)}
     seen = set()
-    for path in files[:1] if pinned and split == "val" else files:
+    for path in files[:1] if split == "val" and "val" in pinned.values() else files:
+        if split != "test" and pinned.get(path) == "test":
+            continue
         for text in read_documents(path):
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             if digest in seen or not text.strip():
                 continue
             seen.add(digest)
-            hashed = int.from_bytes(digest[:8], "little") % VAL_ONE_IN == 0
-            if (path == files[0] if pinned else hashed) == (split == "val"):
+            hashed = by_hash.get(int.from_bytes(digest[:8], "little") % ONE_IN, "train")
+            if pinned.get(path, hashed) == split:
                 yield from cut(text)
 
 
@@ -147,5 +168,6 @@ def text_bytes(path: Path) -> int:
 def expected_bytes(files: list[Path], split: str) -> float:
     """About how much text documents() will give, for the progress bars."""
     sizes = [text_bytes(path) for path in files]
-    val = sizes[0] if is_pinned(files) else sum(sizes) / VAL_ONE_IN
-    return val if split == "val" else sum(sizes) - val
+    shares = {name: sum(sizes) / ONE_IN for name in ("val", "test")}
+    shares |= {name: sizes[at] for at, name in ((0, "val"), (-1, "test")) if is_pinned(files, name)}
+    return shares.get(split, sum(sizes) - sum(shares.values()))

@@ -1,5 +1,5 @@
 """
-Download climbmix: its first training shards and one pinned shard for validation, from the Hugging Face hub.
+Download climbmix: its first training shards and a pinned one each for validation and test, from the Hugging Face hub.
 
 HF_ENDPOINT names another hub, HF_TOKEN is sent to it.
 """
@@ -17,17 +17,15 @@ from autoresearch.text import BadInput
 
 HF_DATASET = "karpathy/climbmix-400b-shuffle"
 LAST_SHARD = 6542
-PINNED_VAL_FILE = f"shard_{LAST_SHARD:05d}.parquet"
+TEST_SHARD = LAST_SHARD - 1
+PINNED_VAL_FILE, PINNED_TEST_FILE = (f"shard_{number:05d}.parquet" for number in (LAST_SHARD, TEST_SHARD))
 RETRY_WAITS = (1, 2, 5, 15)  # seconds before each further attempt at a download
 
 
-def download_shards(directory: Path, num_shards: int, workers: int) -> list[Path]:
-    """Fetch the first `num_shards` training shards and the pinned validation shard of climbmix into `directory`.
-
-    Finished files are kept, a partial one is resumed. Returns the paths, the validation shard last.
-    """
+def download_shards(directory: Path, numbers: list[int], workers: int) -> list[Path]:
+    """Fetch shards of climbmix into `directory`, by number. Finished files are kept, a partial one is resumed."""
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"shard_{i:05d}.parquet" for i in [*range(num_shards), LAST_SHARD]]
+    paths = [directory / f"shard_{i:05d}.parquet" for i in numbers]
     missing = [path for path in paths if not path.exists()]
     token = os.environ.get("HF_TOKEN", "").strip()
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})

@@ -15,7 +15,7 @@ from autoresearch.data.progress import progress_bars
 from autoresearch.text import BadInput
 from prepare_data import Scale, Tokenizer
 
-MIN_ROWS = 64  # fewer rows than this in either split is not enough to train or to measure on
+MIN_ROWS = 64  # fewer rows than this in any split is not enough to train or to measure on
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -115,7 +115,7 @@ def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale
             f"too little text: {counts['documents']} {split} documents gave {rows} rows of {scale.max_seq_len} tokens, "
             f"{MIN_ROWS} are needed; add more text"
         )
-    max_rows = scale.val_tokens // scale.max_seq_len if split == "val" else None
+    max_rows = scale.val_tokens // scale.max_seq_len if split != "train" else None
     return counts | {"rows": write_shuffled(unshuffled, target, row_length, max_rows)}
 
 

@@ -10,21 +10,21 @@ import json
 import platform
 from pathlib import Path
 
-from autoresearch.data.documents import source_files
-from autoresearch.data.download import LAST_SHARD
+from autoresearch.data.documents import SPLITS, files_for_test, is_pinned, source_files
+from autoresearch.data.download import TEST_SHARD
 from autoresearch.data.packing import pack_split
 from autoresearch.data.tokenizer import find_or_train_tokenizer
-from autoresearch.files import fingerprint, replace_file
+from autoresearch.files import TEST_FILES, file_hash, fingerprint, replace_file
 from autoresearch.text import BadInput, fail
-from prepare_data import DATA_DIR, FORMAT, SCALES, read_meta
+from prepare_data import DATA_DIR, FORMAT, SCALES, Tokenizer, read_meta
 
 PACKAGES = ("tiktoken", "rustbpe", "pyarrow", "numpy")  # whose versions meta.json notes
 
 
 def prepare_or_fail(source: str | None, shards: int, scale: str, data_dir: Path, workers: int) -> None:
     """Prepare and report. What the user can mend ends the program with one line."""
-    if not 1 <= shards <= LAST_SHARD:
-        fail(f"--shards {shards} is not between 1 and {LAST_SHARD}")
+    if not 1 <= shards <= TEST_SHARD:
+        fail(f"--shards {shards} is not between 1 and {TEST_SHARD}")
     if workers < 1:
         fail(f"--workers {workers} is not 1 or more")
     directory = data_dir.expanduser().resolve() / scale
@@ -48,7 +48,7 @@ def prepare(source: str, num_shards: int, scale_name: str, directory: Path, work
         meta = read_meta(directory, scale_name)
         if meta["source"] != name:
             fail(f"{directory} holds {meta['source']}, not {name}; delete {path} or choose another --data-dir")
-        return meta
+        return meta if (directory / TEST_FILES[-1]).exists() else bring_up_to_date(meta, source, directory, workers)
     directory.mkdir(parents=True, exist_ok=True)
     files = source_files(source, num_shards, workers, directory)
     tokenizer = find_or_train_tokenizer(files, scale.vocab_size, directory)
@@ -61,7 +61,31 @@ def prepare(source: str, num_shards: int, scale_name: str, directory: Path, work
         "fingerprint": fingerprint(directory, FORMAT),
         "versions": versions | {"python": platform.python_version()},
     }
+    pack_test(files, tokenizer, scale_name, workers, directory)
     replace_file(path, json.dumps(meta, indent=2) + "\n")
+    return meta
+
+
+def pack_test(files: list[Path], tokenizer: Tokenizer, scale: str, workers: int, directory: Path) -> None:
+    """The test rows and, written last, what they are. In a file of its own: no val_bpb depends on it."""
+    rows, about = (directory / name for name in TEST_FILES)
+    counts = pack_split("test", files, tokenizer, SCALES[scale], workers, rows)
+    replace_file(about, json.dumps(counts | {"fingerprint": file_hash(rows)[:16]}, indent=2) + "\n")
+
+
+def bring_up_to_date(meta: dict, source: str, directory: Path, workers: int) -> dict:
+    """Add the test rows to a folder that an earlier version prepared without them.
+
+    Where no file is pinned for them, their documents leave the training rows: those numbers compare with no older ones.
+    """
+    files, scale = files_for_test(source, workers, directory), meta["scale"]
+    tokenizer = Tokenizer.load(directory / "tokenizer.json")
+    if not is_pinned(files, "test"):
+        print("test documents leave the training rows; a search begun before needs another --tag")
+        meta["train"] = pack_split("train", files, tokenizer, SCALES[scale], workers, directory / "train.bin")
+        meta["fingerprint"] = fingerprint(directory, FORMAT)
+        replace_file(directory / "meta.json", json.dumps(meta, indent=2) + "\n")
+    pack_test(files, tokenizer, scale, workers, directory)
     return meta
 
 
@@ -75,9 +99,10 @@ def full_name(source: str, num_shards: int) -> str:
 
 
 def report(meta: dict, directory: Path) -> None:
-    """What was prepared, in three lines."""
-    for split in ("train", "val"):
-        count = meta[split]
+    """What was prepared, in four lines."""
+    counts = meta | {"test": json.loads((directory / TEST_FILES[-1]).read_text())}
+    for split in reversed(SPLITS):
+        count = counts[split]
         print(
             f"{split:5} {count['documents']:>9,} documents {count['bytes'] / 1e6:>9,.1f} MB"
             f" {count['tokens']:>13,} tokens {count['rows']:>9,} rows of {meta['max_seq_len']}"

@@ -3,8 +3,8 @@ Whether a train.py may run, and what becomes of an edit whose best has been repl
 """
 
 from autoresearch.judge.static_check import audit_source
+from autoresearch.merge import merge_texts
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.merge import merge_texts
 from autoresearch.source import edit_problem
 
 

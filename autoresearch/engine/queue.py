@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass
 class Task:
-    """One run that is to be made: to `judge` an experiment, to `confirm` the best, `beside` it, or for a `profile`."""
+    """One run: to `judge`, `confirm` (or `beside` it), `prove` or `test` an experiment, or to `profile` it."""
 
     candidate: Candidate
     seed: int

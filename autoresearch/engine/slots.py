@@ -81,6 +81,7 @@ def start_run(
         memory_gb=settings.memory_gb,
         runs_at_once=slots,
         environment=slot.environment,
+        test=task.purpose in ("confirm", "test"),
         start_limit=start_limit(session.measure) if session.measure else 0.0,
     )
 

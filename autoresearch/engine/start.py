@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +44,25 @@ def check_arguments(args: Namespace) -> None:
         fail(f"--tag {args.tag} should be letters, digits, - and _")
     if args.proposer == "command" and not args.command:
         fail("--proposer command needs --command '...'")
-    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
-        fail("--gpus, --slots and --ray exclude each other: give one of them")
-    for name, least in (("experiments", 1), ("slots", 1), ("max_cost", 0)):
+    check_slots(args)
+    for name, least in (("experiments", 1), ("max_cost", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
             fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+
+
+def add_slots(parser: ArgumentParser) -> None:
+    """Where the runs are made."""
+    parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
+    parser.add_argument("--slots", type=int, help="at the cpu scale: so many runs at once (default: 1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
+
+
+def check_slots(args: Namespace) -> None:
+    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
+        fail("--gpus, --slots and --ray exclude each other: give one of them")
+    if args.slots is not None and not args.slots >= 1:
+        fail(f"--slots {args.slots} is not 1 or more")
 
 
 def check_files(repo: git.Git, tag: str) -> str:
@@ -122,6 +135,11 @@ def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -
     """Check everything, then put the session together; nothing is touched yet."""
     for check in needs(args, repo).values():
         check()
+    return new_session(args, started, lock, "loop.log")
+
+
+def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) -> Session:
+    """The session of a command line whose parts were checked."""
     settings, instructions = check_program(args.max_cost)
     import prepare_data
 
@@ -138,7 +156,7 @@ def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -
         max_seq_len=prepare_data.MAX_SEQ_LEN,
         vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
     )
-    log = Log(Console(), ROOT / "runs" / args.tag / "loop.log")
+    log = Log(Console(), ROOT / "runs" / args.tag / log_name)
     stamp = (ROOT / "program.md").stat().st_mtime_ns
     return Session(options, log, lock, settings, instructions, stamp)
 

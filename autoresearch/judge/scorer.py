@@ -1,5 +1,5 @@
 """
-The scorer: a process that makes the numbers, and alone is shown the validation rows.
+The scorer: a process that makes the numbers, and alone is shown the validation and the test rows.
 
 It imports torch once, and then waits at a socket (its standard input) for models that were handed over: graph.json and
 tensors.bin, as open files. For each it forks a child, so that nothing of one model is left for the next, and answers
@@ -97,8 +97,10 @@ def score(model: Any, rows: np.ndarray, token_bytes: np.ndarray) -> dict:
     return {"val_bpb": nats / sizes.sum().item() / math.log(2), **changes}
 
 
-def answer(text: int, numbers: int, rows: np.ndarray, token_bytes: np.ndarray) -> dict:
-    """What is said of a model in two open files: its number, or in "refused" why it has none."""
+def answer(
+    text: int, numbers: int, rows: np.ndarray, token_bytes: np.ndarray, test_rows: np.ndarray | None = None
+) -> dict:
+    """What is said of a model in two open files: its number, that of the test rows too, or why it is "refused"."""
     started, device = time.perf_counter(), torch.device(prepare_data.default_device())
     try:
         with open(text, "rb") as file, open(numbers, "rb") as other:
@@ -106,6 +108,8 @@ def answer(text: int, numbers: int, rows: np.ndarray, token_bytes: np.ndarray) -
             tensors = mmap.mmap(other.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
             model = load_graph(file.read(), tensors, device)
         said = score(model, rows, token_bytes)
+        if test_rows is not None:
+            said["test_bpb"] = score(model, test_rows, token_bytes)["val_bpb"]
     except Exception as error:  # whatever is wrong with it, the model is refused
         name = "" if type(error) is ValueError else f"{type(error).__name__}: "
         return {"refused": name + " ".join(str(error).split())[:300]}
@@ -119,6 +123,7 @@ def answer(text: int, numbers: int, rows: np.ndarray, token_bytes: np.ndarray) -
 def main() -> None:
     torch.set_num_threads(1 if prepare_data.SCALE == "cpu" else torch.get_num_threads())
     rows, token_bytes = prepare_data.load_rows("val"), prepare_data.Tokenizer.from_directory().token_bytes()
+    test_rows = prepare_data.load_rows("test") if (prepare_data.DATA_DIR / "test.bin").exists() else None
     connection = socket.socket(fileno=0)
     while True:
         message, files, _, _ = socket.recv_fds(connection, 64, 2)
@@ -127,7 +132,8 @@ def main() -> None:
         text, numbers = files
         child = os.fork()
         if not child:
-            connection.sendall(json.dumps(answer(text, numbers, rows, token_bytes)).encode() + b"\n")
+            tested = test_rows if b"test" in message else None
+            connection.sendall(json.dumps(answer(text, numbers, rows, token_bytes, tested)).encode() + b"\n")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:

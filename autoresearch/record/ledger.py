@@ -168,6 +168,22 @@ class Ledger:
         return self.good_runs(self.best.number, "confirm") if self.kept else {}
 
     @property
+    def tested(self) -> tuple[Runs, Runs] | None:
+        """What the test rows gave for baseline and best, on the seeds that both were scored on; None: on none."""
+        if not self.kept:
+            return None
+        first, best = (self.test_runs(row.number) for row in (self.kept[0], self.best))
+        both = sorted(first.keys() & best.keys())
+        return ({seed: first[seed] for seed in both}, {seed: best[seed] for seed in both}) if both else None
+
+    def test_runs(self, number: int) -> Runs:
+        """What the test rows gave, by seed, of an experiment's runs on the best's fresh seeds."""
+        runs = [
+            run for run in self.runs_for(number, "confirm") if run.result.status == "ok" and run.seed in self.confirming
+        ]
+        return {run.seed: run.result.summary["test_bpb"] for run in runs if "test_bpb" in run.result.summary}
+
+    @property
     def beside(self) -> Runs:
         """The baseline's runs on those seeds: like is compared with like."""
         runs = self.baseline_again if len(self.kept) > 1 else {}

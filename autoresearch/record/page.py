@@ -16,7 +16,8 @@ from markupsafe import Markup
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
-from autoresearch.record.status import FAILED, Beliefs, Table, expectations, facts, headline, say, tables
+from autoresearch.record.status import FAILED, Beliefs, expectations, facts, headline, tables
+from autoresearch.record.table import Table, say
 from autoresearch.row import Row
 from autoresearch.source import code_lines
 
@@ -164,7 +165,7 @@ def page_tables(ledger: Ledger, beliefs: Beliefs | None, status: dict) -> list[T
 
 def kept_changes(ledger: Ledger, diffs: dict[str, str]) -> list[tuple[Row, list[str], list[tuple[str, str]]]]:
     """(row, cells, lines of the diff with their css classes) of the kept changes, in their order."""
-    kept, kinds = [], {"+": "plus", "-": "minus", "@": "hunk"}
+    kept = []
     for row in ledger.kept:
         diff = diffs.get(row.commit, "").partition("\n@@")
         lines = f"@@{diff[2]}".splitlines() if diff[1] else []
@@ -173,8 +174,19 @@ def kept_changes(ledger: Ledger, diffs: dict[str, str]) -> list[tuple[Row, list[
         cells = [say("{:.6f}", row.val_bpb), say("{:+.6f}", row.gain), say("{:+.1f}", row.gain / noise)]
         cells += [say("{:.6f}", statistics.fmean(fresh or [math.nan])), say("{:.1f}", row.seconds or None)]
         cells += [say("{:,.0f}", row.tokens_per_second), f"{added - removed:+d}" if lines else ""]
-        kept.append((row, cells, [(kinds.get(line[:1], ""), line) for line in lines]))
+        kept.append((row, cells, coloured(lines)))
     return kept
+
+
+def coloured(lines: list[str]) -> list[tuple[str, str]]:
+    """The lines of a diff with their css classes."""
+    kinds = {"+": "plus", "-": "minus", "@": "hunk"}
+    return [(kinds.get(line[:1], ""), line) for line in lines]
+
+
+def removals(ablation: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(name, lines of the diff) of what an ablation took out: a person sees whether that undoes what it should."""
+    return [(each["name"], coloured(each["diff"].splitlines()[2:])) for each in ablation["factors"]] if ablation else []
 
 
 def columns(rows: list[Row], beliefs: Beliefs | None) -> dict[str, list[str]]:
@@ -207,7 +219,7 @@ def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: di
     }
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
     pairs = [pair for some in expectations(ledger).values() for pair in some]
-    texts = ("promotion.json", "ablation.json", "notebook.md") if ledger.tag else ()
+    texts = ("notebook.md",) if ledger.tag else ()
     return environment.get_template("page.html").render(
         ledger=ledger,
         status=status,
@@ -218,6 +230,7 @@ def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: di
         losses=loss_charts(ledger),
         tables=page_tables(ledger, beliefs, status),
         scatter=scatter(pairs) if len(pairs) > 2 else "",
+        removals=removals(status["ablation"]),
         texts={name: text for name in texts if (text := read_if_there(ledger.folder / name))},
         columns=columns(ledger.rows, beliefs),
     )

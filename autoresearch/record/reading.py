@@ -105,7 +105,10 @@ def find_tag(repo: git.Git, tag: str | None) -> str:
     """The tag of a search that is there; without a tag that of the search that was last at work."""
     refs = ["refs/heads/autoresearch/", "refs/autoresearch/"]
     found = run_git(repo, "for-each-ref", "--sort=-committerdate", "--format=%(refname)", *refs).splitlines()
-    tags = list(dict.fromkeys(ref.removeprefix("refs/").removeprefix("heads/").split("/")[1] for ref in found))
+    names = [ref.removeprefix("refs/").removeprefix("heads/").split("/")[1] for ref in found]
+    searched = {ref.split("/")[2] for ref in found if ref.startswith("refs/autoresearch/")}
+    offered = {f"{name}-pruned" for name in names} - searched  # by an ablation: a branch, but no search
+    tags = [name for name in dict.fromkeys(names) if name not in offered]
     if not tags:
         fail("there is no search here yet; begin one: python agent_loop.py --demo")
     if tag and tag not in tags:

@@ -89,6 +89,9 @@ def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None, sure: E
         beside = statistics.fmean(ledger.beside.values())
         about = f"+- {sure.standard_error:.6f}, {100 * sure.val_bpb / beside:.2f} %"
         lines += [f"gain           {sure.val_bpb:+.6f}  ({about} of the baseline's {beside:.6f} on these seeds)"]
+    if ledger.tested:  # what was fitted to the validation rows is the difference to the gain there
+        first, tested = (statistics.fmean(runs.values()) for runs in ledger.tested)
+        lines += [f"on test rows    {tested:.6f}  (the baseline's {first:.6f}; gain {first - tested:+.6f})"]
     return [
         *lines,
         f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",

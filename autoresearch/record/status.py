@@ -11,11 +11,12 @@ import time
 from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from autoresearch.nouns import Estimate, Noise
 from autoresearch.record.ledger import Ledger
+from autoresearch.record.proof import proof_facts, proof_tables, read_proofs
 from autoresearch.record.reading import Now, read_if_there
+from autoresearch.record.table import Table, say, table_lines
 from autoresearch.row import Row, runs_of
 from autoresearch.text import one_line
 
@@ -23,7 +24,6 @@ VERSION = 1  # of the dictionary; a change of a key's meaning raises it
 WINDOW = 12  # experiments that the trajectory looks back on
 END = "the end of the session"  # what idle slots wait for when nothing else comes
 FAILED = ("crash", "timeout", "invalid")
-Table = tuple[str, list[str], list[list[Any]]]  # (title, heads, rows); a column whose head begins with > is of numbers
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,18 @@ def found(ledger: Ledger, beliefs: Beliefs | None) -> dict:
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
     return {
         "baseline": {"val_bpb": first.val_bpb, "runs": repeats},
-        "best": seen | {"confirmed": vars(confirmed) if confirmed else None, "test": None},  # test: not scored yet
+        "best": seen | {"confirmed": vars(confirmed) if confirmed else None, "test": tested(ledger)},
         "gain": interval | {"percent": 100 * gain / level, "of": of},
         "noise": vars(noise) if beliefs else None,
     }
+
+
+def tested(ledger: Ledger) -> dict | None:
+    """Baseline and best on the test rows, which no search is scored on; null where they were not scored."""
+    if not ledger.tested:
+        return None
+    baseline, best = (statistics.fmean(runs.values()) for runs in ledger.tested)
+    return {"baseline": baseline, "val_bpb": best, "gain": baseline - best, "runs": len(ledger.tested[0])}
 
 
 def expectations(ledger: Ledger) -> dict[str, list[tuple[float, float]]]:
@@ -190,6 +198,7 @@ def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) ->
         "cost": cost(ledger),
         "running": now.running,
         "waiting": now.waiting,
+        **read_proofs(ledger),
         "expectations": [calibration(*each) for each in expectations(ledger).items()],
         "categories": categories(ledger.rows[1:]),
         "last": [{column: getattr(row, column) for column in columns} for row in ledger.rows[-10:]],
@@ -199,11 +208,6 @@ def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) ->
 
 # -----------------------------------------------------------------------------
 # For a person
-
-
-def say(pattern: str, value: float | None) -> str:
-    """A number in its pattern, nothing for null and nan."""
-    return "" if value is None or not math.isfinite(value) else pattern.format(value)
 
 
 def headline(status: dict) -> str:
@@ -226,12 +230,18 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
         if fresh := best["confirmed"]:
             about = f"± {fresh['standard_error']:.6f}, {fresh['runs']} fresh seed{'s' * (fresh['runs'] > 1)}"
             lines += [("best confirmed", f"{fresh['val_bpb']:.6f}", about)]
+        if test := best["test"]:
+            about = (
+                f"on the test rows, which no search sees; the baseline {test['baseline']:.6f}, {test['runs']} runs each"
+            )
+            lines += [("best tested", f"{test['val_bpb']:.6f}", f"gain {test['gain']:+.6f} {about}")]
         interval = say("{:+.6f}", gain["low"]) + say(" to {:+.6f} (95 %), ", gain["high"])
         about = f"{interval}{gain['percent']:.2f} % of the baseline, as {gain['of']}"
         lines += [("gain", f"{gain['value']:+.6f}", about)]
     if noise:
         about = f"standard deviation, {noise['degrees_of_freedom']:.0f} degrees of freedom"
         lines += [("noise of a run", f"{noise['sigma']:.6f}", about)]
+    lines += proof_facts(status)
     about = ", ".join(
         f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "tried"
     )
@@ -265,16 +275,8 @@ def tables(status: dict) -> list[Table]:
         ("last ten", [">number", "status", ">val_bpb", ">gain", "what"], last),
         ("expected against measured gain", ["proposer", ">experiments", ">correlation", ">expected - measured"], told),
         ("by category", ["category", ">tried", ">kept", ">failed"], [[*c.values()] for c in status["categories"]]),
+        *proof_tables(status),
     ]
-
-
-def table_lines(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
-    """A table as text, nothing without rows."""
-    cells = [[head.removeprefix(">") for head in heads], *([one_line(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    forms = [f"{'>' if head[0] == '>' else '<'}{width}" for head, width in zip(heads, widths, strict=True)]
-    lines = ["  ".join(map(format, row, forms)).rstrip() for row in cells]
-    return ["", title, *(f"  {line}" for line in lines)] if rows else []
 
 
 def status_text(status: dict) -> str:

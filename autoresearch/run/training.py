@@ -43,6 +43,7 @@ class RunOptions:
     runs_at_once: int = 1  # that share the machine
     environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
     start_limit: float = 0.0  # seconds before the clock starts, after which the run begins again; 0: none
+    test: bool = False  # score the test rows too: of a run that no search decides by
     limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
 
 

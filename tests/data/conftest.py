@@ -30,11 +30,12 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def folder(texts, tmp_path_factory) -> Path:
-    """A source of the user's own: two parquet files and a pinned one."""
+    """A source of the user's own: two parquet files and two pinned ones."""
     folder = tmp_path_factory.mktemp("corpus")
     write_parquet(folder / "shard_00000.parquet", texts[:600])
     write_parquet(folder / "shard_00001.parquet", texts[600:1200])
-    write_parquet(folder / download.PINNED_VAL_FILE, texts[1200:])
+    write_parquet(folder / download.PINNED_VAL_FILE, texts[1200:1400])
+    write_parquet(folder / download.PINNED_TEST_FILE, [*texts[1400:], *texts[:50], *texts[1200:1210]])
     return folder
 
 

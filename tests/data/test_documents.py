@@ -2,8 +2,8 @@
 
 from data_helpers import write_parquet
 
-from autoresearch.data.documents import DOCUMENT_CHARS, documents, read_documents, source_files
-from autoresearch.data.download import PINNED_VAL_FILE
+from autoresearch.data.documents import DOCUMENT_CHARS, documents, is_pinned, read_documents, source_files
+from autoresearch.data.download import PINNED_TEST_FILE, PINNED_VAL_FILE
 
 
 def test_validation_documents_are_never_training_documents(texts, tmp_path):
@@ -11,9 +11,9 @@ def test_validation_documents_are_never_training_documents(texts, tmp_path):
         write_parquet(tmp_path / "a.parquet", [*texts[:300], *texts[:50], "", " \n", None]),
         write_parquet(tmp_path / "b.parquet", texts[200:400]),
     ]
-    train, val = list(documents(files, "train")), list(documents(files, "val"))
-    assert sorted(train + val) == sorted(texts[:400])
-    assert 5 < len(val) < 40
+    train, val, test = (list(documents(files, split)) for split in ("train", "val", "test"))
+    assert sorted(train + val + test) == sorted(texts[:400])
+    assert 5 < len(val) < 40 and 5 < len(test) < 40
     # The side of a document does not depend on what else there is.
     assert set(documents(files[1:], "val")) == set(val) & set(texts[200:400])
 
@@ -23,7 +23,20 @@ def test_pinned_validation_file(texts, tmp_path):
     write_parquet(tmp_path / "a.parquet", texts[50:400])
     files = source_files(str(tmp_path), 0, 1, tmp_path)
     assert list(documents(files, "val")) == texts[:100]
-    assert list(documents(files, "train")) == texts[100:400]
+    by_hash = set(documents(files, "test"))
+    assert list(documents(files, "train")) == [text for text in texts[100:400] if text not in by_hash]
+    assert 5 < len(by_hash) < 40 and by_hash < set(texts[100:400])
+
+
+def test_pinned_test_file(texts, tmp_path):
+    write_parquet(tmp_path / PINNED_VAL_FILE, texts[:100])
+    write_parquet(tmp_path / "a.parquet", texts[100:300])
+    without = source_files(str(tmp_path), 0, 1, tmp_path)
+    write_parquet(tmp_path / PINNED_TEST_FILE, [*texts[90:110], *texts[300:400], texts[300]])
+    files = source_files(str(tmp_path), 0, 1, tmp_path)
+    assert files[:-1] == without and is_pinned(files, "test")
+    assert list(documents(files, "train")) == texts[100:300] and list(documents(files, "val")) == texts[:100]
+    assert list(documents(files, "test")) == texts[300:400], "what is seen elsewhere tests nothing"
 
 
 def test_plain_text_and_json_lines(tmp_path):
@@ -40,6 +53,6 @@ def test_plain_text_and_json_lines(tmp_path):
 def test_endless_document(tokenizer, tmp_path):
     text = "x" + " " * 1_000_000 + "x"  # in one piece it overflows the stack of tiktoken's regular expression
     files = [write_parquet(tmp_path / "a.parquet", [text])]
-    pieces = list(documents(files, "train")) + list(documents(files, "val"))
+    pieces = [piece for split in ("train", "val", "test") for piece in documents(files, split)]
     assert "".join(pieces) == text
     assert "".join(tokenizer.decode(tokenizer.encode(piece)) for piece in pieces) == text

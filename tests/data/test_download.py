@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 from data_helpers import SCRIPT, assert_refused, command, read_meta, wait_for
 
-from autoresearch.data.download import PINNED_VAL_FILE, download_shards
+from autoresearch.data.download import LAST_SHARD, PINNED_TEST_FILE, PINNED_VAL_FILE, TEST_SHARD, download_shards
 
 
 def download(directory: Path, shards: int = 2) -> list[Path]:
-    return download_shards(directory, shards, workers=1)
+    return download_shards(directory, [*range(shards), LAST_SHARD, TEST_SHARD], workers=1)
 
 
 def assert_complete(paths: list[Path], folder: Path) -> None:
-    assert [path.name for path in paths] == ["shard_00000.parquet", "shard_00001.parquet", PINNED_VAL_FILE]
+    assert [path.name for path in paths] == [
+        "shard_00000.parquet",
+        "shard_00001.parquet",
+        PINNED_VAL_FILE,
+        PINNED_TEST_FILE,
+    ]
     assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in paths)
     assert sorted(paths[0].parent.iterdir()) == sorted(paths)
 
@@ -23,7 +28,7 @@ def assert_complete(paths: list[Path], folder: Path) -> None:
 def test_download_once(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret\n")
     assert_complete(download(tmp_path), hub.folder)
-    assert [headers["Authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 3
+    assert [headers["Authorization"] for _, headers in hub.requests] == ["Bearer secret"] * 4
     hub.requests.clear()
     assert_complete(download(tmp_path), hub.folder)
     assert hub.requests == []
@@ -38,7 +43,7 @@ def test_download_without_token_is_anonymous(hub, tmp_path):
 def test_download_tries_again(hub, tmp_path, faults):
     hub.faults = list(faults)
     assert_complete(download(tmp_path), hub.folder)
-    assert len(hub.requests) == 3 + len(faults)
+    assert len(hub.requests) == 4 + len(faults)
     resumed = [headers["Range"] for _, headers in hub.requests if "Range" in headers]
     assert len(resumed) == (len(faults) if "truncated" in faults else 0)
 
@@ -52,7 +57,7 @@ def test_partial_file_is_resumed(hub, tmp_path, fault):
     assert hub.requests[0][1]["Range"] == "bytes=1000-"
 
 
-@pytest.mark.parametrize(("extra", "requests"), [(b"", 3), (b"too long", 4)])
+@pytest.mark.parametrize(("extra", "requests"), [(b"", 4), (b"too long", 5)])
 def test_partial_file_with_nothing_missing(hub, tmp_path, extra, requests):
     whole = (hub.folder / "shard_00000.parquet").read_bytes()
     (tmp_path / "shard_00000.parquet.part").write_bytes(whole + extra)
@@ -63,7 +68,7 @@ def test_partial_file_with_nothing_missing(hub, tmp_path, extra, requests):
 def test_climbmix_from_the_command_line(hub, tmp_path, done):
     result = command("--source", "climbmix", "--shards", "2", "--data-dir", tmp_path)
     assert result.returncode == 0 and result.stderr == "" and "\x1b" not in result.stdout
-    assert result.stdout.count("downloaded shard_") == 3
+    assert result.stdout.count("downloaded shard_") == 4
     meta = read_meta(tmp_path)
     assert meta["source"] == "climbmix, 2 shards" and meta["fingerprint"] == read_meta(done)["fingerprint"]
 

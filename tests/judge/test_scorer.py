@@ -69,6 +69,17 @@ def test_bpb_is_what_it_says(tokenizer, said):
     assert evaluate_bpb(Model(), tokenizer, 100) == expected  # by hand: the same scorer, in its sandbox
 
 
+def test_the_test_rows_are_scored_where_they_are_asked_for(tmp_path, tokenizer, said):
+    model = Model(scale=0.5)
+    assert "test_bpb" not in said(model, rows=16)
+    files = [os.open(tmp_path / name, os.O_RDONLY) for name in ("graph.json", "tensors.bin")]
+    test_rows, sizes = prepare_data.load_rows("test")[:32], tokenizer.token_bytes()
+    both = scorer.answer(*files, prepare_data.load_rows("val")[:16], sizes, test_rows)
+    files = [os.open(tmp_path / name, os.O_RDONLY) for name in ("graph.json", "tensors.bin")]
+    assert both["test_bpb"] == pytest.approx(scorer.answer(*files, test_rows, sizes)["val_bpb"])
+    assert both["test_bpb"] != pytest.approx(both["val_bpb"], rel=1e-3)
+
+
 def test_uniform_model(tokenizer, said):
     targets = prepare_data.load_rows("val")[:128, 1:]
     tokens = np.sum(targets != tokenizer.get_bos_token_id())

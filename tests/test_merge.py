@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from autoresearch.record.merge import merge_texts
+from autoresearch.merge import merge_texts
 
 BASE = "A = 1\nB = 2\nC = 3\nD = 4\n"
 

@@ -1,0 +1,98 @@
+"""
+The depth of a train.py: found, changed and nothing else, and which of its constants do not follow it.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from autoresearch.source import parse
+
+BOUND = re.compile(r"(_LR|BATCH_SIZE|WEIGHT_DECAY)$")  # what is tuned at a depth, a batch or a number of tokens
+OF_DEPTH = {"DEPTH", "depth", "n_layer", "n_embd"}  # words by which an expression follows the depth
+PLAIN_CALLS = {"max", "min", "round", "int", "float", "ceil", "sqrt"}
+
+
+def live_constants(source: str, scale: str) -> dict[str, ast.Constant]:
+    """NAME -> its number, of the top level and of the branches of `if SCALE == ...` that a scale takes."""
+    found = {}
+    for node in live_statements(parse(source).body, scale):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            value = node.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, int | float):
+                found[node.targets[0].id] = value
+    return found
+
+
+def live_statements(body: list[ast.stmt], scale: str) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(node, ast.If):
+            match ast.unparse(node.test):
+                case test if test == f"SCALE == '{scale}'":
+                    branches = [node.body]
+                case test if test.startswith("SCALE == "):
+                    branches = [node.orelse]
+                case _:
+                    branches = [node.body, node.orelse]
+            for branch in branches:
+                yield from live_statements(branch, scale)
+        else:
+            yield node
+
+
+def depth_of(source: str, scale: str) -> int:
+    """DEPTH of a train.py. ValueError if it sets none by a number."""
+    constant = live_constants(source, scale).get("DEPTH")
+    if constant is None or not isinstance(constant.value, int):
+        raise ValueError("its train.py sets no DEPTH = number, the one dial that promotion turns")
+    return constant.value
+
+
+def with_depth(source: str, scale: str, depth: int) -> str:
+    """The train.py with another DEPTH: nothing else of it changes."""
+    depth_of(source, scale)
+    constant = live_constants(source, scale)["DEPTH"]
+    lines = source.splitlines(keepends=True)
+    line = lines[constant.lineno - 1].encode()
+    lines[constant.lineno - 1] = (
+        line[: constant.col_offset] + str(depth).encode() + line[constant.end_col_offset :]
+    ).decode()
+    return "".join(lines)
+
+
+# -----------------------------------------------------------------------------
+# Constants that stand behind no rule
+
+
+def bound_constants(source: str, scale: str) -> list[str]:
+    """The constants that are tuned at one depth and that no arithmetic of the file ties to it, by name."""
+    tree = parse(source)
+    following = words_of_depth(tree)
+    ruled: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and following & (words := words_in(node)):
+            ruled |= words
+    return sorted(name for name in live_constants(source, scale) if BOUND.search(name) and name not in ruled)
+
+
+def words_of_depth(tree: ast.Module) -> set[str]:
+    """OF_DEPTH, and the variables that are computed from them by arithmetic."""
+    assigned = [
+        (node.targets[0].id, words_in(node.value))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and is_arithmetic(node.value)
+    ]
+    words = set(OF_DEPTH)
+    while more := {name for name, used in assigned if used & words} - words:
+        words |= more
+    return words
+
+
+def words_in(node: ast.AST) -> set[str]:
+    names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return names | {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+
+
+def is_arithmetic(node: ast.expr) -> bool:
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    return all(words_in(call) & PLAIN_CALLS for call in calls)

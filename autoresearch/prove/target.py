@@ -1,0 +1,154 @@
+"""
+How much sooner the best reaches what the baseline reaches, from val_bpb of whole runs at several budgets. Only numbers.
+
+A time to target is never read off a curve: the learning rate falls with the budget, so the loss in mid-run says nothing
+of the end. Each point here is the end of a whole run. What a second is worth (val_bpb = a - b ln t) and the gain at the
+same budget predict a shorter one; runs there confirm or refute it; the budgets tried come to lie on both sides of the
+target and close to it, and a line through those near it, over ln t, gives the time and its interval.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy
+from scipy import stats
+
+from autoresearch.nouns import Noise, Runs
+
+PASS = 2.33  # standard errors that the mean has to be below the target: one-sided 1 %
+BRACKET = 1.25  # the budgets on both sides of the target are no further apart than this
+NEAR = math.log(1.6)  # how far from the target a budget may be and still tell of it
+MOST = 8  # budgets of the best that are tried
+Points = dict[int, Runs]  # budget in seconds -> val_bpb by seed
+
+
+@dataclass(frozen=True)
+class Line:
+    """val_bpb = value - b (ln t - ln middle), through whole runs."""
+
+    value: float
+    b: float
+    middle: float  # ln t
+    runs: int
+    spread: float  # sum of squares of ln t about its middle, over the runs
+    error: float  # of b
+
+
+@dataclass(frozen=True)
+class TimeToTarget:
+    """When the best reaches the target, in seconds of training, with a 95 % interval."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+def mean_of(runs: Runs) -> float:
+    return math.fsum(runs.values()) / len(runs)
+
+
+def paired_sigma(sources: list[Runs], prior: Noise) -> Noise:
+    """The noise that is left of a run when its seed's share is taken off, from sources that ran on the same seeds."""
+    seeds = sorted(set.intersection(*(set(runs) for runs in sources)))
+    table = numpy.array([[runs[seed] for seed in seeds] for runs in sources])
+    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    freedom = (len(sources) - 1) * (len(seeds) - 1)
+    squares = prior.degrees_of_freedom * prior.sigma**2 + float(numpy.square(left).sum())
+    total = prior.degrees_of_freedom + max(freedom, 0)
+    return Noise(math.sqrt(squares / total), total)
+
+
+def fit_line(points: Points, sigma: float) -> Line:
+    """The least-squares line over ln t."""
+    places = numpy.array([math.log(budget) for budget, runs in points.items() for _ in runs])
+    values = numpy.array([value for runs in points.values() for value in runs.values()])
+    middle = places.mean()
+    spread = float(numpy.square(places - middle).sum())
+    b = -float((places - middle) @ values) / spread
+    return Line(float(values.mean()), b, float(middle), len(values), spread, sigma / math.sqrt(spread))
+
+
+def predicted_seconds(horizon: int, gain: float, line: Line) -> float:
+    """Where the best should reach the baseline's val_bpb, if a second is worth to it what it is to the baseline."""
+    return horizon * math.exp(-gain / line.b) if line.b > 0 else math.nan
+
+
+def passes(points: Points, budget: int, target: Runs, sigma: float) -> bool:
+    """Whether the runs at a budget are below the target beyond chance."""
+    runs = points[budget]
+    error = sigma * math.sqrt(1 / len(runs) + 1 / len(target))
+    return mean_of(target) - mean_of(runs) >= PASS * error
+
+
+def next_budget(points: Points, target: Runs, baseline: Line, sigma: float, least: int) -> int | None:
+    """The next budget to try the best at; None when enough is known. `least`: the shortest that makes sense."""
+    goal = mean_of(target)
+    reached = [budget for budget, runs in points.items() if mean_of(runs) <= goal]
+    if not reached or len(points) >= MOST:
+        return None
+    high = min(reached)
+    missed = [budget for budget in points if budget < high]
+    if not missed:
+        wanted = high * math.exp(-(goal - mean_of(points[high])) / local_slope(points, baseline, sigma))
+        wanted = min(max(wanted, high / 4), high / 1.08)
+    elif high / max(missed) > BRACKET and high - max(missed) > 1:
+        low = max(missed)
+        wanted = cut_in(low, high, mean_of(points[low]) - goal, goal - mean_of(points[high]))
+    else:
+        return confirming_budget(points, target, baseline, sigma)
+    budget = max(round(wanted), least)
+    return None if budget in points else budget
+
+
+def cut_in(low: int, high: int, above: float, below: float) -> float:
+    """Between two budgets, where a line meets the target; not too close to either."""
+    share = min(max(above / (above + below), 0.2), 0.8) if above + below > 0 else 0.5
+    return low * (high / low) ** share
+
+
+def local_slope(points: Points, baseline: Line, sigma: float) -> float:
+    """What a second is worth to the best where it was run last; to the baseline, as long as there is one point."""
+    shortest = sorted(points)[:2]
+    slope = fit_line({budget: points[budget] for budget in shortest}, sigma).b if len(shortest) > 1 else baseline.b
+    return max(slope, baseline.b / 4, 1e-9)
+
+
+def confirming_budget(points: Points, target: Runs, baseline: Line, sigma: float) -> int | None:
+    """A budget a little beyond the target at which the best should be below it beyond chance; None if one is there."""
+    time = time_to_target(points, target, Noise(sigma, math.inf))
+    assert time
+    error = sigma * math.sqrt(1 / len(target) + 1 / len(points[max(points)]))
+    slope = near_line(points, time.seconds, sigma).b
+    wanted = math.ceil(time.seconds * math.exp(1.3 * PASS * error / max(slope, 1e-9)))
+    tried = [budget for budget in points if budget >= time.seconds]
+    if any(passes(points, budget, target, sigma) and budget <= max(1.03 * wanted, wanted + 1) for budget in tried):
+        return None
+    while wanted in points:  # it was tried, and chance was against it: a little longer
+        wanted = max(math.ceil(1.02 * wanted), wanted + 1)
+    return wanted if wanted < max(points) else None
+
+
+def near_line(points: Points, seconds: float, sigma: float) -> Line:
+    """The line through the runs near a time, the two budgets around it at least."""
+    around = [max((b for b in points if b <= seconds), default=min(points))]
+    around += [min((b for b in points if b >= seconds and b not in around), default=max(points))]
+    near = [budget for budget in points if abs(math.log(budget / seconds)) < NEAR]
+    return fit_line({budget: points[budget] for budget in {*near, *around}}, sigma)
+
+
+def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget | None:
+    """Where the line near the target meets it. None where the budgets tried do not lie on both sides of it."""
+    goal = mean_of(target)
+    reached = [budget for budget, runs in points.items() if mean_of(runs) <= goal]
+    missed = [budget for budget in points if reached and budget < min(reached)]
+    if not missed:
+        return None
+    low, high = max(missed), min(reached)
+    seconds = cut_in(low, high, mean_of(points[low]) - goal, goal - mean_of(points[high]))
+    line = near_line(points, seconds, noise.sigma)
+    if line.b <= 0:
+        return None
+    place = line.middle + (line.value - goal) / line.b
+    variance = 1 / len(target) + 1 / line.runs + (place - line.middle) ** 2 / line.spread
+    width = stats.t.ppf(0.975, noise.degrees_of_freedom) * noise.sigma * math.sqrt(variance) / line.b
+    return TimeToTarget(math.exp(place), math.exp(place - width), math.exp(place + width))
