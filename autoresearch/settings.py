@@ -92,6 +92,11 @@ class Settings:
         None, "proposals that may wait for a slot. null: as few as keep the slots busy. 0: strictly one after the other"
     )
     proposers: int = setting(8, "proposals that may be written at once, where the slots need so many")
+    constants_share: float = setting(
+        0.0,
+        "share of the experiments that `constants` proposes while an LLM proposes the others; on a plateau at least "
+        "every second one. 0: none",
+    )
     kill_after: float | None = setting(
         None, "seconds of wall-clock time for one run. null: twice the budget, at least the budget + 180"
     )
@@ -166,6 +171,8 @@ def parse_program(text: str) -> tuple[Settings, str]:
     for name, choices in (("effort", EFFORTS), ("sandbox", SANDBOX_MODES)):
         if (value := getattr(settings, name)) is not None and value not in choices:
             raise ValueError(f"`{name}: {value}` should be {', '.join(choices[:-1])} or {choices[-1]}")
+    if settings.constants_share > 1:
+        raise ValueError(f"`constants_share: {settings.constants_share}` should be from 0 to 1")
     return settings, text[match.end() :]
 
 

@@ -2,6 +2,7 @@
 The proposer at work, in a thread: when it is asked, what it is told, and what becomes of its answer when there is none.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -99,19 +100,38 @@ def look_ahead(queue: Queue, settings: Settings, seconds: float) -> int:
     return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, len(queue.slots) // 4)
 
 
+def turn_of_constants(context: Context) -> bool:
+    """Whether this experiment is of the constants' share; on a plateau every second one is."""
+    share = context.settings.constants_share
+    since_keep = len(context.rows) - 1 - context.rows.index(context.best)
+    if share and 0 < context.settings.plateau <= since_keep:
+        share = max(share, 0.5)
+    return not context.crash and math.floor(context.number * share) > math.floor((context.number - 1) * share)
+
+
+def answer(context: Context, proposer: str) -> Proposal:
+    """What the session's proposer answers; or that of constants, where it is its turn and it has something left."""
+    if turn_of_constants(context):
+        with contextlib.suppress(CannotPropose, NothingLeft):
+            return propose_constants(context)
+    return PROPOSERS[proposer](context)
+
+
 def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> None:
     """Ask the proposer in a thread, to mend what crashed or for something new. Its answer is an event of the loop."""
     queue.at_hand = crashed
     context = make_context(session, ledger, queue, crashed)
     asked = Ask(context)
     context.begun = asked.begun.set
-    if session.options.proposer != "anthropic":
+    if turn_of_constants(context):
+        queue.asking.notes[:0] = [context.note] if context.note else []  # they are for an LLM
+    if session.options.proposer != "anthropic" or turn_of_constants(context):
         asked.begun.set()
 
     def work() -> None:
         outcome: Outcome
         try:
-            outcome = PROPOSERS[session.options.proposer](context)
+            outcome = answer(context, session.options.proposer)
         except ProposalFailed as failure:
             outcome = failure
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night

@@ -38,7 +38,7 @@ def decide(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate)
 def may_repair(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate) -> bool:
     """Whether the last run failed by a slip that goes back to the proposer."""
     runs, settings = verdicts.attempt_runs(ledger, candidate), session.settings
-    if not runs or not verdicts.is_slip(runs[-1]) or session.options.proposer == "constants" or not ledger.kept:
+    if not runs or not verdicts.is_slip(runs[-1]) or candidate.proposal.category == "constant" or not ledger.kept:
         return False
     return candidate.repairs < settings.repairs and not over_budget(settings, ledger, queue)
 

@@ -11,7 +11,9 @@ from loop_helpers import (
     append,
     check_invariants,
     git,
+    make_context,
     make_repository,
+    make_row,
     processes_in,
     rows_of,
     run_loop,
@@ -19,7 +21,9 @@ from loop_helpers import (
     wait_for,
 )
 
+from autoresearch.engine.asking import turn_of_constants
 from autoresearch.row import HEADER, row_line
+from autoresearch.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -210,3 +214,25 @@ def test_a_proposer_that_has_nothing_left_ends_the_search_at_once(tmp_path, prep
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no constant is left whose change has an effect" in done.stdout and "best seen" in done.stdout
     check_invariants(repo)
+
+
+def test_constants_take_their_share_and_every_second_turn_on_a_plateau(prepared, tmp_path):
+    repo = make_repository(tmp_path / "repo", f"RATE = 0.5\npow(RATE, 2)\n{STUB}")
+    settings(repo, constants_share=0.25)
+    ideas = [append(f"n{n} = {n}", f"idea {n}") for n in range(8)]
+    done = run_loop(repo, "--experiments", "8", "--command", proposals(repo, ideas))
+    constants = [row.number for row in rows_of(repo) if row.category == "constant"]
+    assert constants == [4, 8], done.stdout
+    rows = [make_row(number=number, status="discard" if number else "keep") for number in range(13)]
+    mixed = Settings(constants_share=0.25)
+    on_plateau = [make_context(tmp_path, number=number, rows=rows, settings=mixed) for number in range(13, 19)]
+    assert [turn_of_constants(context) for context in on_plateau] == [False, True] * 3
+    alone = make_context(tmp_path, number=14, rows=rows, settings=Settings())
+    assert not turn_of_constants(alone)
+
+
+def test_an_llm_writes_what_the_constants_have_nothing_left_for(prepared, tmp_path):
+    repo = make_repository(tmp_path / "repo", STUB.replace("LEVEL = 2.0", 'LEVEL = float("2.0")'))
+    settings(repo, constants_share=1)
+    run_loop(repo, "--experiments", "1", "--command", proposals(repo, [append("x = 1", "an idea")]))
+    assert rows_of(repo)[1].description == "an idea"
