@@ -7,6 +7,7 @@ What hands a model over is scored as ever. Tests that start this are about what 
 """
 
 import dataclasses
+import functools
 import os
 import sys
 
@@ -14,18 +15,26 @@ sys.path.insert(0, os.getcwd())  # the repository of the test
 
 from autoresearch.engine import briefing, queue
 from autoresearch.nouns import RunResult
+from autoresearch.run import cluster
 from autoresearch.run.scoring import train_and_score
 
 
-def train_and_take_the_printed(*arguments, **options) -> RunResult:
-    result = train_and_score(*arguments, **options)
-    if result.error != "it ended without evaluate_bpb()" or "val_bpb" not in result.summary:
-        return result
-    return dataclasses.replace(result, status="ok", error="", val_bpb=result.summary["val_bpb"])
+def taking_the_printed(train):
+    """`train`, which makes a run, but for stubs."""
+
+    @functools.wraps(train)
+    def train_and_take(*arguments, **options) -> RunResult:
+        result = train(*arguments, **options)
+        if result.error != "it ended without evaluate_bpb()" or "val_bpb" not in result.summary:
+            return result
+        return dataclasses.replace(result, status="ok", error="", val_bpb=result.summary["val_bpb"])
+
+    return train_and_take
 
 
 def believe_what_is_printed() -> None:
-    briefing.train_and_score = queue.train_and_score = train_and_take_the_printed
+    briefing.train_and_score = queue.train_and_score = taking_the_printed(train_and_score)
+    cluster.run_on_cluster = taking_the_printed(cluster.run_on_cluster)
 
 
 def main() -> None:

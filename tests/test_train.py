@@ -622,8 +622,9 @@ def out_of_memory_above(rows):
 def test_what_does_not_fit_is_halved_and_the_step_stays(short_run, tmp_path):
     result = run(tmp_path, out_of_memory_above(5), STEPS=5, SEED=1)
     assert re.findall(r"^out of memory: (.*)$", result.stdout, re.M) == [
-        "now 2 passes of 8 rows per step",
-        "now 4 passes of 4 rows per step",
+        "now 2 passes of 16 rows per step",
+        "now 4 passes of 8 rows per step",
+        "now 8 passes of 4 rows per step",
     ]
     values, expected = summary(result), summary(short_run)
     assert values["total_tokens_M"] == expected["total_tokens_M"]

@@ -56,7 +56,7 @@ def test_a_machine_that_is_fit(repo):
     names = ["files and git", "program.md", "prepared data", "proposer", "disk", "torch", "sandbox", "20 steps"]
     assert list(lines) == [*names, "a whole run", "scorer", "estimate"]
     steps, whole = lines["20 steps"]["facts"], lines["a whole run"]["facts"]
-    assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(2048 * 1000)
+    assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(4096 * 1000)
     assert whole["overhead_seconds"] > whole["evaluation_seconds"] > 0
     runs = int(10 * 3600 / whole["run_seconds"])
     assert lines["estimate"]["facts"]["experiments"] == runs - 1 - 2 - 6  # baseline, its repeats, confirming

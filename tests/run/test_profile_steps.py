@@ -29,7 +29,7 @@ def test_the_profile_is_what_follows_its_heading():
 def test_the_time_of_a_step_is_told_by_operation(tmp_path, prepared):
     run_training(profile_source((ROOT / "train.py").read_text()), tmp_path, OPTIONS)
     text = read_profile((tmp_path / "run.log").read_text())
-    assert "10 steps, after 15" in text and "2048 tokens per step" in text and "TFLOP/s" in text, text
+    assert "10 steps, after 15" in text and "4096 tokens per step" in text and "TFLOP/s" in text, text
     assert "aten::mm" in text and "Optimizer.step#Muon.step" in text
     times = [float(line.split()[0]) for line in text.splitlines() if " % " in line and "aten::" in line]
     assert len(times) > 15 and times == sorted(times, reverse=True) and times[0] > 0

@@ -1,5 +1,6 @@
 """What a run may see, write and use up: each test is a train.py that tries. Without bubblewrap its half is skipped."""
 
+import contextlib
 import os
 import random
 import re
@@ -13,6 +14,7 @@ import pytest
 from run_helpers import GOOD, ROOT, inside, needs_bubblewrap, sleepers
 
 from autoresearch.run import sandbox, training
+from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions, run_training
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, prctl and the limits of Linux")
@@ -466,6 +468,7 @@ def test_a_real_training_gives_the_same_number_inside(prepared, tmp_path, monkey
     monkeypatch.setenv("AUTORESEARCH_STEPS", "3")
     source, results = (ROOT / "train.py").read_text(), []
     for mode in ("on", "off"):
-        results.append(run_training(source, tmp_path / mode, RunOptions("cpu", 7, 100, mode)))
+        with contextlib.closing(Scorer()) as scorer:
+            results.append(train_and_score(source, tmp_path / mode, RunOptions("cpu", 7, 100, mode), scorer=scorer))
     assert [result.status for result in results] == ["ok", "ok"], results
     assert results[0].val_bpb == results[1].val_bpb > 0
