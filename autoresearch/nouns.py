@@ -59,7 +59,7 @@ class Run:
     number: int  # of its experiment
     seed: int
     result: RunResult
-    purpose: str = "judge"  # or "confirm": the best, on a fresh seed; "beside": the baseline, on that seed
+    purpose: str = "judge"  # or "confirm": the best, on a fresh seed; "beside": the baseline there; "slow": not counted
     attempt: int = 0  # how often the experiment had been repaired by then
     ended: float = math.nan  # time.time()
 

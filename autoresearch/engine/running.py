@@ -2,7 +2,9 @@
 Run: which run is next, and what is done when one has ended.
 """
 
+import dataclasses
 import functools
+import math
 from pathlib import Path
 
 from autoresearch.engine import limits
@@ -12,9 +14,12 @@ from autoresearch.engine.profile import profile_folder, take_profile
 from autoresearch.engine.queue import Candidate, Queue, Slot, Task, begin, next_waiting
 from autoresearch.engine.session import Session
 from autoresearch.engine.slots import run_of, start_run
+from autoresearch.engine.verdicts import tokens_per_second
 from autoresearch.nouns import Proposal, RunResult
 from autoresearch.record.ledger import Ledger, branch_source, changed_by_hand, note_run
 from autoresearch.run.cluster import ClusterError
+
+SLOWER = 0.03  # of its tokens per second that a run may lack, and still be compared with others
 
 # -----------------------------------------------------------------------------
 # What is next
@@ -84,6 +89,10 @@ def run_ended(
         repeat(session, ledger, queue, task)
     else:
         limits.wait_for_room(session, ledger.folder)
+        slow = slower_than_before(session.options.scale, ledger, task, outcome)
+        if slow and run_again_if_new(ledger, queue, task, outcome):
+            session.log.say(f"{task.candidate.number:4d}  slow         {slow}; it runs again")
+            return
         note_result(session, ledger, task, outcome)
         if task.purpose == "judge" and task.candidate.number in queue.candidates:
             decide(session, ledger, queue, task.candidate)
@@ -116,6 +125,27 @@ def was_lost(session: Session, ledger: Ledger, task: Task, result: RunResult) ->
     """Whether a run's result says nothing of its train.py: its folder was deleted, or the disk was full."""
     folder = ledger.run_folder(task.candidate.number, task.seed)
     return not (folder / "run.log").exists() or (result.status != "ok" and limits.disk_was_full(session, folder))
+
+
+def slower_than_before(scale: str, ledger: Ledger, task: Task, result: RunResult) -> str:
+    """What a GPU that was throttled does to a run: the same train.py had more tokens per second before. Or ""."""
+    runs = ledger.runs_by_number.get(task.candidate.number, [])
+    same = [run.result for run in runs if run.attempt == task.candidate.repairs and run.result.status == "ok"]
+    if scale == "cpu" or result.status != "ok" or not same:
+        return ""
+    before, now = max(map(tokens_per_second, same)), tokens_per_second(result)
+    clock = result.summary.get("sm_clock_mhz", math.nan)
+    said = f"seed {task.seed}, {now / 1e3:,.0f} k tokens/s after {before / 1e3:,.0f}, SM clock {clock:.0f} MHz"
+    return said if now < (1 - SLOWER) * before else ""
+
+
+def run_again_if_new(ledger: Ledger, queue: Queue, task: Task, result: RunResult) -> bool:
+    """Keep a slow run for the record and make it once more; False where that was done already: then it counts."""
+    if any(run.seed == task.seed for run in ledger.runs_for(task.candidate.number, "slow", task.candidate.repairs)):
+        return False
+    note_run(ledger, dataclasses.replace(run_of(task, result), purpose="slow"))
+    queue.tasks.appendleft(task)
+    return True
 
 
 def repeat(session: Session, ledger: Ledger, queue: Queue, task: Task) -> None:

@@ -13,7 +13,7 @@ from autoresearch.engine.queue import Candidate
 from autoresearch.engine.session import Options
 from autoresearch.judge.keep_rule import judge, reconsider
 from autoresearch.judge.noise import mean, without_seed
-from autoresearch.nouns import Proposal, Run, Usage, Verdict
+from autoresearch.nouns import Proposal, Run, RunResult, Usage, Verdict
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import Row, runs_of, runs_text
 from autoresearch.settings import Settings
@@ -106,8 +106,6 @@ def row_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, noise: float)
     ended = [run.result for run in attempt_runs(ledger, candidate)]
     runs = ledger.good_runs(candidate.number, "judge", candidate.repairs)
     proposal, usage = candidate.proposal, candidate.proposal.usage
-    summary = ended[-1].summary if ended else {}
-    tokens, seconds = 1e6 * summary.get("total_tokens_M", math.nan), summary.get("training_seconds", math.nan)
     return Row(
         commit="",
         val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
@@ -129,9 +127,15 @@ def row_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, noise: float)
         repairs=candidate.repairs,
         hypothesis=proposal.hypothesis,
         best=candidate.base,
-        steps=int(summary.get("num_steps", 0)),
-        tokens_per_second=tokens / seconds if seconds else math.nan,
+        steps=int(ended[-1].summary.get("num_steps", 0)) if ended else 0,
+        tokens_per_second=tokens_per_second(ended[-1]) if ended else math.nan,
     )
+
+
+def tokens_per_second(result: RunResult) -> float:
+    """Of a run's training; nan where its summary does not tell."""
+    tokens, seconds = (result.summary.get(name, math.nan) for name in ("total_tokens_M", "training_seconds"))
+    return 1e6 * tokens / seconds if seconds else math.nan
 
 
 def message_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, row: Row) -> tuple[str, str]:
