@@ -8,7 +8,7 @@ in which words (a regular expression); several layers are tested each by itself:
 
     audit      audit_source(), before it runs; every other cheat must pass it, or that layer would be untested
     evaluator  nothing is handed over, or evaluate_bpb() raises      scorer   the scorer refuses the model
-    record     check_result() after a few steps    budget   check_result() after a run by the clock
+    budget     check_result() after a run by the clock
     no gain    it runs, and its number is no lower           twice   a second run finds nothing of the first
     guard      the limits of a run, with bubblewrap and without     sandbox  bubblewrap     timeout  the loop's clock
 """

@@ -73,11 +73,9 @@ print("compiled:", compiled)
 """
 
 
-@both
 @pytest.mark.slow
-def test_a_run_that_compiles_begins_again_on_the_cache_that_it_filled(scorer, mode, tmp_path):
-    options = replace(OPTIONS, sandbox=mode)
-    limited = replace(options, start_limit=3.5)
+def test_a_run_that_compiles_begins_again_on_the_cache_that_it_filled(scorer, tmp_path):
+    limited = replace(OPTIONS, start_limit=3.5)
     assert "compiled: False" in train_and_score(SLOW_START, tmp_path / "run", limited, scorer=scorer).tail
     always = SLOW_START.replace(
         "compiled and ", ""
