@@ -67,7 +67,7 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "ablate": "autoresearch.engine.ablate",
     "promote": "autoresearch.engine.promote",
 }
-DEMO_BUDGET, DEMO_EXPERIMENTS = 8, 8  # seconds of training for a run; two minutes in all on two cores
+DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 # -----------------------------------------------------------------------------

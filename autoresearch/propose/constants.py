@@ -13,9 +13,10 @@ changed.
 
 Which one, and which way: Thompson sampling (Thompson 1933; for linear models Agrawal and Goyal, ICML 2013). The gain of
 a change, in units of the noise, is taken as linear in its steps. The history gives the slope of every constant as a
-normal with an uncertainty; one slope each is drawn from it, and the four steepest move, uphill. The regression tells
-their shares in the gain apart, as in a screening design (Plackett and Burman 1946). So what gained is pushed further,
-what lost is tried the other way, what loses both ways or does nothing is left, and the untried stays open.
+normal with an uncertainty, at first wider for learning rates, batch size and warm-down, which matter nearly everywhere.
+One slope each is drawn from it, and the four steepest move, uphill. The regression tells their shares in the gain
+apart, as in a screening design (Plackett and Burman 1946). So what gained is pushed further, what lost is tried the
+other way, what loses both ways or does nothing is left, and the untried stays open.
 
 The same seed, number and history give the same proposal.
 """
@@ -37,6 +38,8 @@ from autoresearch.row import Row, runs_of
 from autoresearch.source import edit_problem, parse, parse_expression
 
 USUAL_SLOPE = 0.7  # standard deviation of a constant's slope before it was tried, in noise per step
+STEEP = re.compile(r"(MATRIX|EMBEDDING)_LR$|^LEARNING_RATE|^LR$|BATCH_SIZE|WARMDOWN")  # what matters nearly everywhere
+STEEP_SLOPE = 2.0  # of these
 AS_BAD_AS = -3.0  # what a crash, a timeout or an invalid run counts as, in noise
 CLEAR = 4.0  # a gain or loss is clear from so many times the noise on, and counts as no more
 CHANGED = 4  # constants at a time: alone, few would show above the noise
@@ -248,9 +251,10 @@ def gain_in_noise(row: Row) -> float:
 def learn_slopes(names: list[str], rows: Iterable[tuple[Change, float]]) -> tuple[numpy.ndarray, numpy.ndarray]:
     """(mean, Cholesky root of the precision) of every constant's slope, in noise per step.
 
-    Bayesian linear regression on the (change, gain in noise) of the past: prior normal(0, USUAL_SLOPE), noise 1.
+    Bayesian linear regression on the (change, gain in noise) of the past: prior normal(0, what is usual), noise 1.
     """
-    precision, weighted = numpy.eye(len(names)) / USUAL_SLOPE**2, numpy.zeros(len(names))
+    prior = [STEEP_SLOPE if STEEP.search(name) else USUAL_SLOPE for name in names]
+    precision, weighted = numpy.diag(1 / numpy.array(prior) ** 2), numpy.zeros(len(names))
     for change, gain in rows:
         steps = steps_in(change)
         moves = numpy.array([steps.get(name, 0.0) for name in names])
