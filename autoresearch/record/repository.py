@@ -124,11 +124,11 @@ def repair_ref(tag: str, number: int, attempt: int) -> str:
     return f"refs/autoresearch-repairs/{tag}/{number:04d}-{attempt}"
 
 
-def experiment_refs(repo: git.Git, tag: str, order: str = "refname") -> list[int]:
-    """The numbers of all experiments of a tag that have a commit, in order; "committerdate": of their commits."""
-    options = [f"--sort={order}", "--format=%(refname)"]
-    refs = run_git(repo, "for-each-ref", *options, f"refs/autoresearch/{tag}/").split()
-    return [int(ref.rpartition("/")[2]) for ref in refs]
+def experiment_refs(repo: git.Git, tag: str) -> dict[int, int]:
+    """The numbers of all experiments of a tag that have a commit, in order, and the second that each is of."""
+    lines = run_git(repo, "for-each-ref", "--format=%(refname) %(committerdate:unix)", f"refs/autoresearch/{tag}/")
+    pairs = [line.split() for line in lines.splitlines()]
+    return {int(ref.rpartition("/")[2]): int(second) for ref, second in pairs}
 
 
 # -----------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 Coming back to a search: branch, rows, journal and train.py as the last session left them, however it ended.
 """
 
+import math
+
 import git
 
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, commit_results, follow_best, read_journal, read_rows, write_rows
 from autoresearch.record.log import Log
 from autoresearch.record.repository import changed, commit_of, current_branch, experiment_refs, file_at, run_git
-from autoresearch.row import HEADER, row_of_message
+from autoresearch.row import HEADER, Row, row_of_message
 from autoresearch.text import fail, one_line
 
 
@@ -47,9 +49,7 @@ def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
     lost = [row for message in messages if (row := row_of_message(*message))]
     if lost:
         log.say(f"results.tsv: {len(lost)} rows were missing and are back from their commits")
-        decided = experiment_refs(ledger.repo, ledger.tag, "committerdate")
-        when = {number: index for index, number in enumerate(decided)}
-        rows = sorted([*rows, *lost], key=lambda row: when.get(row.number, row.number))
+        rows = in_order(ledger, rows, lost, refs)
     if broken:
         gone = f"{len(broken)} lines were no rows, or there twice, and are gone"
         log.say(f"results.tsv: {gone}: {one_line(broken[0])[:80]}")
@@ -57,6 +57,23 @@ def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
         write_rows(ledger.results, rows)
     ledger.rows = rows
     ledger.taken = {row.number for row in rows} | set(refs)
+
+
+def in_order(ledger: Ledger, rows: list[Row], lost: list[Row], seconds: dict[int, int]) -> list[Row]:
+    """The rows that are there as they stand, and the lost ones between them, by when they were decided.
+
+    That is the second of the commit and, within it, when the last run ended. What has no run comes last.
+    """
+
+    def decided(row: Row) -> tuple:
+        ended = [run.ended for run in ledger.runs_for(row.number, "judge", row.repairs)]
+        return seconds.get(row.number, 0), ended[-1] if ended else math.inf, row.number
+
+    rows = list(rows)
+    for row in sorted(lost, key=decided):
+        place = next((at for at, other in enumerate(rows) if decided(other) > decided(row)), len(rows))
+        rows.insert(place, row)
+    return rows
 
 
 def restore_train(ledger: Ledger, log: Log) -> None:
