@@ -52,6 +52,9 @@ class RunResult:
     losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
 
 
+FRESH = ("confirm", "beside")  # purposes of runs on fresh seeds: of the best, and of the baseline on the same ones
+
+
 @dataclass(frozen=True)
 class Run:
     """One training that ended, as the journal holds it."""
@@ -59,7 +62,7 @@ class Run:
     number: int  # of its experiment
     seed: int
     result: RunResult
-    purpose: str = "judge"  # or "confirm": the best, on a fresh seed; "beside": the baseline there; "slow": not counted
+    purpose: str = "judge"  # or one of FRESH; "slow": not counted
     attempt: int = 0  # how often the experiment had been repaired by then
     ended: float = math.nan  # time.time()
 

@@ -15,7 +15,7 @@ from autoresearch.engine.queue import Candidate, Queue, Slot, Task, begin, next_
 from autoresearch.engine.session import Session
 from autoresearch.engine.slots import run_of, start_run
 from autoresearch.engine.verdicts import tokens_per_second
-from autoresearch.nouns import Proposal, RunResult
+from autoresearch.nouns import FRESH, Proposal, RunResult
 from autoresearch.record.ledger import Ledger, branch_source, changed_by_hand, note_run
 from autoresearch.run.cluster import ClusterError
 
@@ -103,7 +103,7 @@ def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult)
     if result.status == "ok" and session.measure:
         result = believe(session.measure, result, ledger.run_folder(task.candidate.number, task.seed))
     note_run(ledger, run_of(task, result))
-    if task.purpose in ("confirm", "beside"):
+    if task.purpose in FRESH:
         good = result.status == "ok"
         said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if good else result.error
         word = "baseline" if task.purpose == "beside" else "confirmed" if good else "not confirmed"

@@ -13,7 +13,7 @@ from pathlib import Path
 from autoresearch.engine.measure import start_limit
 from autoresearch.engine.queue import Slot, Task, Train
 from autoresearch.engine.session import Session
-from autoresearch.nouns import Run, RunResult
+from autoresearch.nouns import FRESH, Run, RunResult
 from autoresearch.record.log import Log
 from autoresearch.run import cluster
 from autoresearch.run.training import RunOptions
@@ -81,7 +81,7 @@ def start_run(
         memory_gb=settings.memory_gb,
         runs_at_once=slots,
         environment=slot.environment,
-        test=task.purpose in ("confirm", "test"),
+        test=task.purpose in (*FRESH, "test"),
         start_limit=start_limit(session.measure) if session.measure else 0.0,
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import git
 
 from autoresearch.files import ROOT, append_line, replace_file
-from autoresearch.nouns import Run, RunResult, Runs, Usage
+from autoresearch.nouns import FRESH, Run, RunResult, Runs, Usage
 from autoresearch.record.repository import (
     commit_file,
     commit_of,
@@ -178,10 +178,12 @@ class Ledger:
 
     def test_runs(self, number: int) -> Runs:
         """What the test rows gave, by seed, of an experiment's runs on the best's fresh seeds."""
-        runs = [
-            run for run in self.runs_for(number, "confirm") if run.result.status == "ok" and run.seed in self.confirming
-        ]
+        runs = [run for run in self.fresh_runs(number) if run.seed in self.confirming]
         return {run.seed: run.result.summary["test_bpb"] for run in runs if "test_bpb" in run.result.summary}
+
+    def fresh_runs(self, number: int) -> list[Run]:
+        """The runs of an experiment on fresh seeds that ended well."""
+        return [run for purpose in FRESH for run in self.runs_for(number, purpose) if run.result.status == "ok"]
 
     @property
     def beside(self) -> Runs:
@@ -192,7 +194,7 @@ class Ledger:
     @property
     def baseline_again(self) -> Runs:
         """All runs of the baseline on fresh seeds: beside a best, or as the best that it once was."""
-        return self.good_runs(self.kept[0].number, "confirm") | self.good_runs(self.kept[0].number, "beside")
+        return {run.seed: run.result.val_bpb for run in self.fresh_runs(self.kept[0].number)}
 
 
 # -----------------------------------------------------------------------------
