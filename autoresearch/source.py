@@ -1,9 +1,11 @@
 """
-The text of a train.py: parsed, compared, counted. This is the one place that parses.
+The text of a train.py: parsed, compared, counted, its constants found. This is the one place that parses.
 """
 
 import ast
+import re
 import threading
+from collections.abc import Iterator
 
 # CPython 3.11 keeps the depth of the parser in one global: two threads that parse at once can fail with SystemError.
 PARSER = threading.Lock()
@@ -61,3 +63,39 @@ def count_statements(source: str) -> int:
 def code_lines(source: str) -> int:
     """Lines that are neither empty nor comments."""
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
+
+
+# -----------------------------------------------------------------------------
+# Constants
+
+
+def reached(statements: list[ast.stmt], scale: str) -> Iterator[ast.stmt]:
+    """The statements of a module, with the branch that is run in the place of an `if SCALE == "..."`."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and (branch := re.fullmatch(r"SCALE == '(\w+)'", ast.unparse(statement.test))):
+            yield from reached(statement.body if branch[1] == scale else statement.orelse, scale)
+        else:
+            yield statement
+
+
+def assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """(name, expression) of `a = x`, `a: float = x` and `a, b = x, y`; nothing of other statements."""
+    targets: list[ast.expr] = []
+    values: list[ast.expr] = []
+    if isinstance(statement, ast.AnnAssign) and statement.value:
+        targets, values = [statement.target], [statement.value]
+    elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        targets, values = statement.targets, [statement.value]
+        if isinstance(targets[0], ast.Tuple) and isinstance(values[0], ast.Tuple):
+            targets, values = targets[0].elts, values[0].elts
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return list(zip(names, values, strict=True)) if len(names) == len(targets) == len(values) else []
+
+
+def with_expression(source: str, expression: ast.expr, text: str) -> str:
+    """The source with another text in the place of an expression of it, which stands on one line."""
+    lines = source.splitlines(keepends=True)
+    line = lines[expression.lineno - 1].encode()  # ast counts columns in bytes
+    changed = line[: expression.col_offset] + text.encode() + line[expression.end_col_offset :]
+    lines[expression.lineno - 1] = changed.decode()
+    return "".join(lines)

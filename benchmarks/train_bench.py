@@ -84,16 +84,14 @@ STARTING_VALUES = {
 
 def set_constants(source, values, scale):
     """`source` with other values of its constants, in the branch of `scale`. Each has to be there exactly once."""
-    from autoresearch.propose.constants import assignments, reached
+    from autoresearch.source import assignments, reached, with_expression
 
     for name, value in values.items():
         found = [pair for statement in reached(ast.parse(source).body, scale) for pair in assignments(statement)]
         places = [expression for place, expression in found if place == name]
         if len(places) != 1:
             raise ValueError(f"{name} is set {len(places)} times in train.py; STARTING_VALUES needs it once")
-        lines, at = source.splitlines(keepends=True), places[0].lineno - 1
-        lines[at] = lines[at][: places[0].col_offset] + repr(value) + lines[at][places[0].end_col_offset :]
-        source = "".join(lines)
+        source = with_expression(source, places[0], repr(value))
     return source
 
 

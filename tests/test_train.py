@@ -24,7 +24,8 @@ from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoresearch.propose.constants import assignments, literal_number, reached
+from autoresearch.propose.constants import literal_number
+from autoresearch.source import assignments, reached, with_expression
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "train.py").read_text()
@@ -54,10 +55,7 @@ def expressions(source=SOURCE):
 
 def set_constant(name, value, source=SOURCE):
     """`source` with the value of a module-level constant of the cpu scale replaced."""
-    place, lines = expressions(source)[name], source.splitlines(keepends=True)
-    line = lines[place.lineno - 1]
-    lines[place.lineno - 1] = f"{line[: place.col_offset]}{value}{line[place.end_col_offset :]}"
-    return "".join(lines)
+    return with_expression(source, expressions(source)[name], str(value))
 
 
 def cpu_constants():

@@ -15,15 +15,12 @@ import dataclasses
 import difflib
 import functools
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.pruning import FRESH_SEEDS, Pruning, prune
-from autoresearch.engine.report import report_of_search
-from autoresearch.engine.show import draw
 from autoresearch.engine.start import add_slots
 from autoresearch.engine.trials import (
     Bench,
@@ -31,11 +28,11 @@ from autoresearch.engine.trials import (
     first_seed,
     note_plan,
     open_bench,
+    publish,
     run_trials,
     tested_mean,
     time_text,
 )
-from autoresearch.files import replace_file
 from autoresearch.judge.static_check import audit_source
 from autoresearch.nouns import Noise
 from autoresearch.prove.design import half_design, ordered_rows, seeds_per_row
@@ -184,17 +181,6 @@ def diff_text(best: str, removed: str, name: str) -> str:
     return "".join(difflib.unified_diff(before, after, "best", f"without {name}", n=1))
 
 
-def write_report(bench: Bench, report: dict[str, Any]) -> None:
-    """ablation.json and its picture; then the same at the terminal."""
-    folder = bench.ledger.folder
-    report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # null for every number that is none
-    replace_file(folder / "ablation.json", json.dumps(report, indent=1))
-    draw("ablation.png", bench.session.log, lambda: draw_ablation(report, folder / "ablation.png"))
-    draw("report.html", bench.session.log, lambda: report_of_search(bench.ledger.repo, bench.ledger.tag))
-    bench.session.log.say(ablation_text(report))
-    bench.session.log.show(f"\n{folder / 'ablation.json'}, ablation.png; each removal's diff is in the former")
-
-
 # -----------------------------------------------------------------------------
 # The verb
 
@@ -227,7 +213,8 @@ def ablate(bench: Bench, marked: set[int]) -> None:
             bench, Pruning(bench, factors, effects, problem, paired_noise(bench), after), report["factors"]
         )
     finally:  # what is known without it, where time or patience ended
-        write_report(bench, report)
+        note = "; each removal's diff is in the former"
+        publish(bench, "ablation", report, draw_ablation, ablation_text, note)
 
 
 def paired_noise(bench: Bench) -> Noise:

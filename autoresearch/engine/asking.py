@@ -103,15 +103,14 @@ def look_ahead(queue: Queue, settings: Settings, seconds: float) -> int:
 def turn_of_constants(context: Context) -> bool:
     """Whether this experiment is of the constants' share; on a plateau every second one is."""
     share = context.settings.constants_share
-    since_keep = len(context.rows) - 1 - context.rows.index(context.best)
-    if share and 0 < context.settings.plateau <= since_keep:
+    if share and context.on_plateau:
         share = max(share, 0.5)
     return not context.crash and math.floor(context.number * share) > math.floor((context.number - 1) * share)
 
 
-def answer(context: Context, proposer: str) -> Proposal:
+def answer(context: Context, proposer: str, constants_first: bool) -> Proposal:
     """What the session's proposer answers; or that of constants, where it is its turn and it has something left."""
-    if turn_of_constants(context):
+    if constants_first:
         with contextlib.suppress(CannotPropose, NothingLeft):
             return propose_constants(context)
     return PROPOSERS[proposer](context)
@@ -123,15 +122,16 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
     context = make_context(session, ledger, queue, crashed)
     asked = Ask(context)
     context.begun = asked.begun.set
-    if turn_of_constants(context):
-        queue.asking.notes[:0] = [context.note] if context.note else []  # they are for an LLM
-    if session.options.proposer != "anthropic" or turn_of_constants(context):
+    constants_first = turn_of_constants(context)
+    if constants_first and context.note:
+        queue.asking.notes.insert(0, context.note)  # it is for an LLM
+    if session.options.proposer != "anthropic" or constants_first:
         asked.begun.set()
 
     def work() -> None:
         outcome: Outcome
         try:
-            outcome = answer(context, session.options.proposer)
+            outcome = answer(context, session.options.proposer, constants_first)
         except ProposalFailed as failure:
             outcome = failure
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night

@@ -41,7 +41,7 @@ def load_measure(folder: Path, scale: str) -> Measure:
 
 def check_budget(measure: Measure, tag: str) -> None:
     """End the program where this session would train for another time than the search did: no numbers would compare."""
-    before, now = (some["time_budget"] for some in (measure.expected, measurement.measure_expected()))
+    before, now = measure.expected["time_budget"], measurement.time_budget()
     if before and now and before != now:  # 0: by steps
         mend = f"AUTORESEARCH_BUDGET={before}, or start another --tag"
         fail(f"the runs of search {tag} train for {before} s, not {now} s; {mend}")

@@ -19,8 +19,6 @@ from typing import Any
 
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.measure import Measure
-from autoresearch.engine.report import report_of_search
-from autoresearch.engine.show import draw
 from autoresearch.engine.start import add_slots
 from autoresearch.engine.trials import (
     Bench,
@@ -28,11 +26,11 @@ from autoresearch.engine.trials import (
     first_seed,
     note_plan,
     open_bench,
+    publish,
     run_trials,
     tested_mean,
     time_text,
 )
-from autoresearch.files import replace_file
 from autoresearch.nouns import Noise, RunResult, Runs
 from autoresearch.prove import target
 from autoresearch.prove.depth import bound_constants, depth_of, with_depth
@@ -281,7 +279,7 @@ def curves_of(promotion: Promotion, points: Points, found: target.TimeToTarget |
 def promote(bench: Bench, args: argparse.Namespace) -> None:
     bench.measure = promotion_measure(bench)
     arms = make_arms(bench, args.depth, args.times)
-    scale, log, ledger = bench.session.options.scale, bench.session.log, bench.ledger
+    scale, ledger = bench.session.options.scale, bench.ledger
     bound = bound_constants(arms.sources["best"], scale)
     announce(bench, arms, bound)
     wanted = [ledger.best.commit, arms.depths, args.budget]
@@ -289,13 +287,7 @@ def promote(bench: Bench, args: argparse.Namespace) -> None:
     horizon = args.budget or horizon_by_tokens(bench, arms, seed)
     promotion = Promotion(bench, arms, horizon, [seed + step for step in range(args.seeds)])
     report = report_of(promotion, *run_promotion(promotion), bound)
-    report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # null for every number that is none
-    folder = ledger.folder
-    replace_file(folder / "promotion.json", json.dumps(report, indent=1))
-    draw("promotion.png", log, lambda: draw_promotion(report, folder / "promotion.png"))
-    draw("report.html", log, lambda: report_of_search(ledger.repo, ledger.tag))
-    log.say(promotion_text(report))
-    log.show(f"\n{folder / 'promotion.json'}, promotion.png")
+    publish(bench, "promotion", report, draw_promotion, promotion_text)
 
 
 def main(arguments: list[str]) -> None:

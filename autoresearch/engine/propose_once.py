@@ -18,45 +18,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from autoresearch.engine.briefing import machine_text, make_check
 from autoresearch.engine.knowledge import USUAL_NOISE
-from autoresearch.engine.session import Options, Session
-from autoresearch.engine.start import check_program, check_proposer
+from autoresearch.engine.session import Session
+from autoresearch.engine.start import check_proposer, new_session
 from autoresearch.files import ROOT
 from autoresearch.judge.static_check import audit_source
 from autoresearch.nouns import Proposal
 from autoresearch.propose.claude import exchange_path, propose_by_claude
 from autoresearch.propose.context import Context, ProposalFailed, Refused
 from autoresearch.record.ledger import read_rows
-from autoresearch.record.log import Log
 from autoresearch.row import Row
 
 # -----------------------------------------------------------------------------
 # What it is told
 
 
-def make_session(folder: Path, max_cost: float | None) -> Session:
+def make_session(max_cost: float | None) -> Session:
     """What the loop would know of program.md and of this machine."""
-    import prepare_data
-
-    settings, instructions = check_program(max_cost)
-    options = Options(
-        tag="propose",
-        proposer="anthropic",
-        command="",
-        experiments=None,
-        max_cost=max_cost,
-        deadline=math.inf,
-        scale=prepare_data.SCALE,
-        seed=prepare_data.SEED,
-        time_budget=prepare_data.TIME_BUDGET,
-        max_seq_len=prepare_data.MAX_SEQ_LEN,
-        vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
-    )
+    asked = {"tag": "propose", "proposer": "anthropic", "command": "", "max_cost": max_cost}
     lock = open(os.devnull)  # noqa: SIM115 (a session wants one; nothing is locked here)
-    return Session(options, Log(Console(), folder / "loop.log"), lock, settings, instructions, 0.0)
+    args = argparse.Namespace(**asked, experiments=None, hours=None)
+    return new_session(args, time.time(), lock, "loop.log")
 
 
 def baseline_row() -> Row:
@@ -165,7 +148,7 @@ def main(arguments: list[str]) -> None:
     place = ROOT / "runs" / "propose"
     place.mkdir(parents=True, exist_ok=True)
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"
-    session = make_session(place, args.max_cost)
+    session = make_session(args.max_cost)
     check_proposer("anthropic", session.settings)
     context = make_context(session, folder, not args.no_check)
     print(f"asking {session.settings.model}, effort {session.settings.effort}, for one proposal; nothing is trained\n")

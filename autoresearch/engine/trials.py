@@ -13,26 +13,28 @@ import hashlib
 import json
 import math
 import os
-import re
 import signal
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
+from typing import Any
 
 from rich.live import Live
 
 from autoresearch.engine import limits
 from autoresearch.engine.measure import Measure, believe, changed_measure, load_measure
 from autoresearch.engine.queue import Candidate, Slot, Task
+from autoresearch.engine.report import report_of_search
 from autoresearch.engine.session import Session
+from autoresearch.engine.show import draw
 from autoresearch.engine.slots import make_slots, start_run
 from autoresearch.engine.start import check_data, check_slots, locked, new_session
 from autoresearch.engine.status import scale_of
-from autoresearch.files import ROOT, append_line
+from autoresearch.files import ROOT, append_line, replace_file
 from autoresearch.nouns import Proposal, RunResult
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger
@@ -182,6 +184,24 @@ def first_seed(bench: Bench) -> int:
     return max([run.seed for run in bench.ledger.runs] + [bench.session.options.seed]) + 1
 
 
+def publish(
+    bench: Bench,
+    name: str,
+    report: dict[str, Any],
+    picture: Callable[[dict, Path], None],
+    text: Callable[[dict], str],
+    note: str = "",
+) -> None:
+    """NAME.json with its picture in the search's folder, the page anew, and the same at the terminal."""
+    log, ledger = bench.session.log, bench.ledger
+    report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # null for every number that is none
+    replace_file(ledger.folder / f"{name}.json", json.dumps(report, indent=1))
+    draw(f"{name}.png", log, lambda: picture(report, ledger.folder / f"{name}.png"))
+    draw("report.html", log, lambda: report_of_search(ledger.repo, ledger.tag))
+    log.say(text(report))
+    log.show(f"\n{ledger.folder / name}.json, {name}.png{note}")
+
+
 # -----------------------------------------------------------------------------
 # Running
 
@@ -239,13 +259,9 @@ def time_text(bench: Bench, trials: list[Trial]) -> str:
 
 
 def duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def fill(bench: Bench, waiting: deque[Trial], total: int) -> None:
@@ -315,6 +331,6 @@ def lines(bench: Bench, total: int, waiting: deque[Trial]) -> list[str]:
     for slot in bench.slots:
         if task := slot.task:
             parts = progress_parts(slot.line, time.time() - slot.since, bench.session.options.scale)
-            name = re.sub(r"(.)$", r"\1  ", slot.name)
+            name = f"{slot.name}  " if slot.name else ""
             shown.append(" | ".join([f"  {name}seed {task.seed}", *parts, task.candidate.title]))
     return shown

@@ -53,11 +53,18 @@ def measure_expected() -> dict:
 
     return {
         "lowest_bpb": lowest_believable(prepare_data.load_rows("val"), prepare_data.Tokenizer.from_directory()),
-        "time_budget": 0 if prepare_data.STEPS else prepare_data.TIME_BUDGET,  # 0: by steps, whatever they take
+        "time_budget": time_budget(),
         "clock": "paced" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, once it has run
         "cpu_seconds": None,  # likewise
     }
+
+
+def time_budget() -> int:
+    """Seconds of training of this session's runs; 0: by steps, whatever they take."""
+    import prepare_data
+
+    return 0 if prepare_data.STEPS else prepare_data.TIME_BUDGET
 
 
 def lowest_believable(rows: numpy.ndarray, tokenizer: "Tokenizer", size: int = 1_000_000) -> float:

@@ -35,7 +35,7 @@ import numpy
 from autoresearch.nouns import Proposal
 from autoresearch.propose.context import CannotPropose, Context, NothingLeft
 from autoresearch.row import Row, runs_of
-from autoresearch.source import edit_problem, parse, parse_expression
+from autoresearch.source import assignments, edit_problem, parse, parse_expression, reached
 
 USUAL_SLOPE = 0.7  # standard deviation of a constant's slope before it was tried, in noise per step
 STEEP = re.compile(r"(MATRIX|EMBEDDING)_LR$|^LEARNING_RATE|^LR$|BATCH_SIZE|WARMDOWN")  # what matters nearly everywhere
@@ -76,29 +76,6 @@ def literal_number(expression: ast.expr) -> float | None:
     if isinstance(expression, ast.Constant) and isinstance(expression.value, int | float):
         return None if isinstance(expression.value, bool) else expression.value
     return None
-
-
-def reached(statements: list[ast.stmt], scale: str) -> Iterator[ast.stmt]:
-    """The statements of a module, with the branch that is run in the place of an `if SCALE == "..."`."""
-    for statement in statements:
-        if isinstance(statement, ast.If) and (branch := re.fullmatch(r"SCALE == '(\w+)'", ast.unparse(statement.test))):
-            yield from reached(statement.body if branch[1] == scale else statement.orelse, scale)
-        else:
-            yield statement
-
-
-def assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """(name, expression) of `a = x`, `a: float = x` and `a, b = x, y`; nothing of other statements."""
-    targets: list[ast.expr] = []
-    values: list[ast.expr] = []
-    if isinstance(statement, ast.AnnAssign) and statement.value:
-        targets, values = [statement.target], [statement.value]
-    elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        targets, values = statement.targets, [statement.value]
-        if isinstance(targets[0], ast.Tuple) and isinstance(values[0], ast.Tuple):
-            targets, values = targets[0].elts, values[0].elts
-    names = [target.id for target in targets if isinstance(target, ast.Name)]
-    return list(zip(names, values, strict=True)) if len(names) == len(targets) == len(values) else []
 
 
 def numeric_constants(source: str, scale: str) -> list[NumericConstant]:

@@ -87,6 +87,15 @@ class Context:
         return [row for row in self.rows if row.status == "keep"][-1]
 
     @property
+    def streak(self) -> int:
+        """How many experiments brought no gain since the best."""
+        return len(self.rows) - 1 - self.rows.index(self.best)
+
+    @property
+    def on_plateau(self) -> bool:
+        return 0 < self.settings.plateau <= self.streak
+
+    @property
     def tried(self) -> list[str]:
         """The descriptions of what was tried on this very best, or is about to be."""
         return [row.description for row in self.rows if row.parent == self.best.commit] + self.waiting

@@ -183,9 +183,8 @@ def volatile_text(context: Context) -> str:
         parts.append("\n- ".join(["# Running or waiting to run", *map(one_line, context.waiting)]))
     if context.others:
         parts.append(OTHERS.format(others=context.others))
-    streak = len(context.rows) - 1 - context.rows.index(context.best)
-    if 0 < context.settings.plateau <= streak:
-        parts.append(PLATEAU.format(streak=streak))
+    if context.on_plateau:
+        parts.append(PLATEAU.format(streak=context.streak))
     if context.note:
         parts.append(f"# What became of your last proposal\n{untrusted(context.note, CRASH_CHARACTERS)}")
     parts.append(left_text(context))

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from autoresearch.source import parse
+from autoresearch.source import assignments, parse, reached, with_expression
 
 BOUND = re.compile(r"(_LR|BATCH_SIZE|WEIGHT_DECAY)$")  # what is tuned at a depth, a batch or a number of tokens
 OF_DEPTH = {"DEPTH", "depth", "n_layer", "n_embd"}  # words by which an expression follows the depth
@@ -16,28 +16,20 @@ PLAIN_CALLS = {"max", "min", "round", "int", "float", "ceil", "sqrt"}
 def live_constants(source: str, scale: str) -> dict[str, ast.Constant]:
     """NAME -> its number, of the top level and of the branches of `if SCALE == ...` that a scale takes."""
     found = {}
-    for node in live_statements(parse(source).body, scale):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            value = node.value
+    for statement in live_statements(parse(source).body, scale):
+        for name, value in assignments(statement):
             if isinstance(value, ast.Constant) and isinstance(value.value, int | float):
-                found[node.targets[0].id] = value
+                found[name] = value
     return found
 
 
 def live_statements(body: list[ast.stmt], scale: str) -> Iterator[ast.stmt]:
-    for node in body:
-        if isinstance(node, ast.If):
-            match ast.unparse(node.test):
-                case test if test == f"SCALE == '{scale}'":
-                    branches = [node.body]
-                case test if test.startswith("SCALE == "):
-                    branches = [node.orelse]
-                case _:
-                    branches = [node.body, node.orelse]
-            for branch in branches:
-                yield from live_statements(branch, scale)
+    """reached(), and into both branches of every other `if`."""
+    for statement in reached(body, scale):
+        if isinstance(statement, ast.If):
+            yield from live_statements([*statement.body, *statement.orelse], scale)
         else:
-            yield node
+            yield statement
 
 
 def depth_of(source: str, scale: str) -> int:
@@ -51,13 +43,7 @@ def depth_of(source: str, scale: str) -> int:
 def with_depth(source: str, scale: str, depth: int) -> str:
     """The train.py with another DEPTH: nothing else of it changes."""
     depth_of(source, scale)
-    constant = live_constants(source, scale)["DEPTH"]
-    lines = source.splitlines(keepends=True)
-    line = lines[constant.lineno - 1].encode()
-    lines[constant.lineno - 1] = (
-        line[: constant.col_offset] + str(depth).encode() + line[constant.end_col_offset :]
-    ).decode()
-    return "".join(lines)
+    return with_expression(source, live_constants(source, scale)["DEPTH"], str(depth))
 
 
 # -----------------------------------------------------------------------------

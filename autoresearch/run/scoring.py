@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch.files import GRAPH, RECORD, ROOT, data_root
+from autoresearch.files import GRAPH, ROOT, data_root
 from autoresearch.nouns import RunResult
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions, run_training, safe_environment
@@ -114,8 +114,6 @@ def train_and_score(
 
     A run that asks for another start, as it began with a long compilation, gets it once, on the cache that it filled.
     """
-    for name in (*GRAPH, RECORD):  # of an earlier run
-        (folder / name).unlink(missing_ok=True)
     result = run_training(source, folder, options, should_stop, on_progress)
     if result.status == "again":
         result = run_training(source, folder, replace(options, start_limit=0), should_stop, on_progress)

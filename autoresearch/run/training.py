@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoresearch.files import RECORD, ROOT
+from autoresearch.files import GRAPH, RECORD, ROOT
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, Ended, run_process
 from autoresearch.run import gpu, sandbox
@@ -136,7 +136,8 @@ def run_training(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sandbox.tidy(folder)  # of an earlier run, whose loop was killed
-    (folder / RECORD).unlink(missing_ok=True)
+    for name in (*GRAPH, RECORD):
+        (folder / name).unlink(missing_ok=True)
     (folder / "train.py").write_text(source)
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
     limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
