@@ -6,8 +6,9 @@ tensors.bin, as open files. For each it forks a child, so that nothing of one mo
 with a line of JSON: the number, or why there is none. autoresearch/run/scoring.py starts it, in a sandbox of its own.
 
 Each row is scored once, in an order that nobody can know beforehand. Then once more, beside other rows, and from a
-place of its own on, as secret, with another row's text: no loss before that place may change. So a look at later
-tokens or at other rows shows, wherever it is; a memory has nowhere to be.
+place of its own on, as secret, with another row's text: no loss before that place may change. Each place is the first
+of that text in as many rows as any other. So a look at later tokens or at other rows shows, wherever it is; a memory
+has nowhere to be.
 """
 
 import json
@@ -65,9 +66,11 @@ def require_blind(model: Any, inputs: Tensor, targets: Tensor, losses: Tensor, v
     secret = np.random.default_rng()  # seeded by the system
     rows, T = inputs.shape
     some = secret.permutation(rows)[: max(min(rows, model.shape[0]), round(share * rows))]
-    before = torch.arange(T) < torch.from_numpy(secret.integers(1, T, rows))[:, None]
-    other = inputs[torch.from_numpy(secret.integers(rows, size=rows))]
-    again = losses_of(model, torch.where(before, inputs, other), targets, some, vocab_size)
+    cuts = np.ones(rows, dtype=int)
+    cuts[some] = np.resize(secret.permutation(np.arange(1, T)), len(some))  # each place as often as any other
+    before = torch.arange(T) < torch.from_numpy(cuts)[:, None]
+    other = (np.arange(rows) + secret.integers(1, max(rows, 2), rows)) % rows  # never a row's own text
+    again = losses_of(model, torch.where(before, inputs, inputs[torch.from_numpy(other)]), targets, some, vocab_size)
     change = (again - losses[some])[before[some]]
     worst, mean = change.abs().max().item(), abs(change.mean().item())
     if not (worst < WORST[model.precision] and mean < MEAN[model.precision]):
