@@ -46,7 +46,8 @@ started = time.perf_counter()
 
 # Every NAME = number here changes val_bpb at its scale; what only costs speed or memory is computed.
 if SCALE == "h100":  # the best known
-    DEPTH = 9  # layers: the one dial, width and heads follow
+    DEPTH = 9  # layers: the one dial; width, heads and the rules below follow
+    DEPTH_FACTOR = DEPTH / 9  # 1 where these values were found
     ASPECT_RATIO = 57  # width = DEPTH * ASPECT_RATIO, rounded up to whole heads
     HEAD_DIM = 128
     BIGRAM_ROWS = 65_536  # embeddings that pairs of tokens are hashed to; 1 is a mere bias
@@ -68,6 +69,7 @@ if SCALE == "h100":  # the best known
     FINAL_LR_FRACTION = 0.05
 else:  # where the public recipe started, only smaller: untuned on purpose, so that a search has something to find
     DEPTH = 2
+    DEPTH_FACTOR = DEPTH / 2
     ASPECT_RATIO = 32
     HEAD_DIM = 32
     BIGRAM_ROWS = 1
@@ -85,6 +87,11 @@ else:  # where the public recipe started, only smaller: untuned on purpose, so t
     WARMDOWN_FRACTION, FINAL_LR_FRACTION = 0.5, 0.0
 DEVICE_BATCH_SIZE = min(64, TOTAL_BATCH_SIZE // MAX_SEQ_LEN)  # rows per pass at most: memory only
 
+# Rules for another depth than that of the values above (arXiv 2505.13738, 2405.13698): what is multiplied by how much.
+BATCH_FACTOR = 2.0 ** round(0.383 * math.log2(DEPTH_FACTOR))  # tokens per step
+LR_FACTOR = BATCH_FACTOR**0.5  # every rate
+DECAY_FACTOR = LR_FACTOR / DEPTH_FACTOR  # Muon's weight decay
+
 # Model
 WINDOW_PATTERN = "SSSSL"  # attention windows, repeated over the layers: S short, L long; the last layer is always long
 SHORT_WINDOW = 0.125  # of MAX_SEQ_LEN
@@ -97,17 +104,12 @@ BACKOUT_INIT = 0.2
 
 # Optimizer: Muon for matrices, AdamW for the rest (its rates times (dim / 768)^-0.5)
 MATRIX_WEIGHT_DECAY = 0.2
-MUON_MOMENTUM_FIRST = 0.85
-MUON_BETA2 = 0.9
+MUON_MOMENTUM_FIRST, MUON_BETA2 = 0.85, 0.9
 EMBEDDING_WEIGHT_DECAY = 0.001
-BIGRAM_LR = 0.45
-BIGRAM_WEIGHT_DECAY = 0.003
-VALUE_EMBEDDING_LR = 0.45
-VALUE_EMBEDDING_WEIGHT_DECAY = 0.003
+BIGRAM_LR, BIGRAM_WEIGHT_DECAY = 0.45, 0.003
+VALUE_EMBEDDING_LR, VALUE_EMBEDDING_WEIGHT_DECAY = 0.45, 0.003
 UNEMBEDDING_WEIGHT_DECAY = 0.01
-RESIDUAL_LR = 0.005
-X0_LR = 0.5
-SMEAR_LR = 0.2
+RESIDUAL_LR, X0_LR, SMEAR_LR = 0.005, 0.5, 0.2
 
 # -----------------------------------------------------------------------------
 # Attention
@@ -397,7 +399,7 @@ class Muon(torch.optim.Optimizer):
 
 def build_optimizers(model):
     """[Muon, AdamW] over every parameter once. Each group remembers its first rates for the schedule."""
-    adam_scale = (model.config.n_embd / 768) ** -0.5
+    adam_scale = LR_FACTOR * (model.config.n_embd / 768) ** -0.5
 
     def group(params, lr, betas, weight_decay=0.0, eps=1e-10):
         return {"params": list(params), "lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
@@ -410,12 +412,12 @@ def build_optimizers(model):
         group(model.embedding.parameters(), EMBEDDING_LR * adam_scale, (0.8, 0.995), EMBEDDING_WEIGHT_DECAY),
         group(values, VALUE_EMBEDDING_LR * adam_scale, (0.8, 0.995), VALUE_EMBEDDING_WEIGHT_DECAY),
         group(bigrams, BIGRAM_LR * adam_scale, (0.8, 0.995), BIGRAM_WEIGHT_DECAY),
-        group([model.residual_scalars], RESIDUAL_LR, (0.8, 0.95), 0.05, eps=1e-6),
-        group([model.x0_scalars], X0_LR, (0.96, 0.95), eps=1e-6),
-        group(smear, SMEAR_LR, (0.8, 0.95), eps=1e-6),
+        group([model.residual_scalars], RESIDUAL_LR * LR_FACTOR, (0.8, 0.95), 0.05, eps=1e-6),
+        group([model.x0_scalars], X0_LR * LR_FACTOR, (0.96, 0.95), eps=1e-6),
+        group(smear, SMEAR_LR * LR_FACTOR, (0.8, 0.95), eps=1e-6),
     ]
     adamw = torch.optim.AdamW(adam_groups, fused=True)
-    muon = Muon(model.blocks.parameters(), MATRIX_LR, MATRIX_WEIGHT_DECAY)
+    muon = Muon(model.blocks.parameters(), MATRIX_LR * LR_FACTOR, MATRIX_WEIGHT_DECAY * DECAY_FACTOR)
     for group in muon.param_groups + adamw.param_groups:
         group["first_lr"], group["first_weight_decay"] = group["lr"], group["weight_decay"]
     return [muon, adamw]
@@ -452,7 +454,7 @@ else:
 
 tokenizer = Tokenizer.from_directory()
 config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
-rows_per_step = max(1, round(TOTAL_BATCH_SIZE / MAX_SEQ_LEN))
+rows_per_step = max(1, round(TOTAL_BATCH_SIZE * BATCH_FACTOR / MAX_SEQ_LEN))
 passes = math.ceil(rows_per_step / max(1, DEVICE_BATCH_SIZE))
 rows_per_pass = round(rows_per_step / passes)
 rows_per_step = passes * rows_per_pass

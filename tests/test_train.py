@@ -512,6 +512,39 @@ def test_there_are_constants_and_each_is_set_once():
 
 
 # -----------------------------------------------------------------------------
+# Rules for another depth
+
+
+def first_settings(source):
+    """What stands at the first step: tokens per step, and the rate and weight decay of each group of parameters."""
+    module = load(source)
+    optimizers = module.build_optimizers(small_model(module))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    tokens = module.TOTAL_BATCH_SIZE * module.BATCH_FACTOR
+    return tokens, [(group["first_lr"], group["first_weight_decay"]) for group in groups]
+
+
+def without_rules(source):
+    return re.sub(r"^(BATCH|LR|DECAY)_FACTOR = .*", r"\1_FACTOR = 1", source, flags=re.M)
+
+
+@pytest.mark.parametrize("source", [DEFINITIONS, DEFINITIONS.replace('if SCALE == "h100"', 'if SCALE == "cpu"')])
+def test_at_the_tuned_depth_the_rules_change_nothing_to_the_last_digit(source):
+    assert first_settings(source) == first_settings(without_rules(source))
+
+
+@pytest.mark.parametrize(("times", "batch"), [(0.5, 1), (2, 1), (4, 2), (8, 2), (16, 4)])
+def test_what_the_rules_do_at_another_depth(times, batch):
+    source = set_constant("DEPTH", int(2 * times), DEFINITIONS)
+    (tokens, groups), (ruled_tokens, ruled) = first_settings(without_rules(source)), first_settings(source)
+    assert ruled_tokens == batch * tokens
+    for (rate, decay), (ruled_rate, ruled_decay) in zip(groups, ruled, strict=True):
+        muon = decay == train.MATRIX_WEIGHT_DECAY
+        assert ruled_rate == pytest.approx(rate * batch**0.5)
+        assert ruled_decay == pytest.approx(decay * (batch**0.5 / times if muon else 1))
+
+
+# -----------------------------------------------------------------------------
 # Setup and warm-up, in this process
 
 

@@ -10,7 +10,7 @@ from autoresearch.source import assignments, parse, reached, with_expression
 
 BOUND = re.compile(r"(_LR|BATCH_SIZE|WEIGHT_DECAY)$")  # what is tuned at a depth, a batch or a number of tokens
 OF_DEPTH = {"DEPTH", "depth", "n_layer", "n_embd"}  # words by which an expression follows the depth
-PLAIN_CALLS = {"max", "min", "round", "int", "float", "ceil", "sqrt"}
+PLAIN_CALLS = {"max", "min", "round", "int", "float", "ceil", "sqrt", "log2"}
 
 
 def live_constants(source: str, scale: str) -> dict[str, ast.Constant]:

@@ -39,3 +39,9 @@ group(HEAD_LR * width)
 muon(MATRIX_LR)
 """
     assert bound_constants(source, "cpu") == ["MATRIX_LR"]
+
+
+@pytest.mark.parametrize("scale", ["h100", "cpu"])
+def test_rules_tie_rates_batch_and_matrices_of_this_train_py_to_its_depth(scale):
+    bound = bound_constants(TRAIN, scale)
+    assert bound and all(name.endswith("_WEIGHT_DECAY") and not name.startswith("MATRIX") for name in bound)
