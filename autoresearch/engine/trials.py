@@ -125,7 +125,7 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
         fail(f"--hours {args.hours} is not more than 0")
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
-    args.proposer, args.command, args.experiments, args.max_cost = "constants", "", None, None
+    args = Namespace(**{"proposer": "constants", "command": "", "experiments": None, "max_cost": None} | vars(args))
     with locked(ROOT / "runs", print) as lock:
         check_data(args)
         session = new_session(args, started, lock, f"{verb}.log")

@@ -193,8 +193,7 @@ def save(conversation: Conversation, outcome: str = "") -> None:
 
 def begin(context: Context, limit: int) -> Conversation:
     """A new conversation, with at most `limit` characters of history."""
-    source = context.crash.source if context.crash else context.best_source
-    return Conversation(context, source, *first_prompt(context, limit))
+    return Conversation(context, context.start, *first_prompt(context, limit))
 
 
 def resume(context: Context) -> Conversation | None:

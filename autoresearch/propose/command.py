@@ -15,7 +15,7 @@ from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE, Ended, run_process, under_guard
 from autoresearch.propose.context import Context, ProposalFailed
 from autoresearch.propose.folder import clear, keep_last_attempt, keep_notebook, lay_out, read_description
-from autoresearch.source import edit_problem, syntax_problem
+from autoresearch.source import syntax_problem
 from autoresearch.text import last_lines, one_line
 
 TAKEN = ("train.py", "description.txt", "notebook.md", "profile.request", "profile.txt")
@@ -24,12 +24,12 @@ TAKEN = ("train.py", "description.txt", "notebook.md", "profile.request", "profi
 def propose_by_command(context: Context) -> Proposal:
     """Run the user's command in a folder with train.py and all that there is to know, and take train.py back.
 
-    After a crash it runs again on the train.py that crashed, with the end of the log in crash.txt. The command sees
+    After a crash it runs again on the train.py that crashed, with the end of the log in crash.txt; a removal that it is
+    to look through is the train.py that it begins with, and may be left as it is. The command sees
     the user's whole environment (coding agents need their keys). What it says of its edit is in description.txt, if it
     wrote one, else the last line that it printed is the description.
     """
-    before = context.crash.source if context.crash else context.best_source
-    work, given = lay_out(context, before)
+    work, given = lay_out(context, context.start)
     ended = run_command(context, work)
     if ended.how != "exit":
         raise ProposalFailed(f"the command took too long: {ended.how} after {ended.seconds:.0f} s")
@@ -39,7 +39,7 @@ def propose_by_command(context: Context) -> Proposal:
     keep_notebook(context, given["notebook.md"], work / "notebook.md")
     if touched := sorted(other_changes(work, given)):
         context.log(f"      the command also touched {', '.join(touched[:5])}: dropped")
-    source = taken_source(context, work, before)
+    source = taken_source(context, work)
     path = work / "description.txt"
     described = path.read_text(errors="replace").strip() if path.is_file() else ""
     said = read_description(described or printed)
@@ -76,12 +76,12 @@ def answer_profile(context: Context, work: Path) -> None:
         replace_file(work / "profile.txt", text)
 
 
-def taken_source(context: Context, work: Path, before: str) -> str:
+def taken_source(context: Context, work: Path) -> str:
     """The train.py that the command left. Raises ProposalFailed if it is none that could be run."""
     if not (work / "train.py").is_file():
         raise ProposalFailed("the command removed train.py")
     source = (work / "train.py").read_text(errors="replace")
-    if problem := edit_problem(before, source) or edit_problem(context.best_source, source):
+    if problem := context.problem(source):
         if syntax_problem(source):
             keep_last_attempt(context, source)
             problem += "; its text is in last_attempt.py"

@@ -11,7 +11,7 @@ from typing import Any
 from autoresearch.nouns import Proposal, RunResult
 from autoresearch.propose.context import Context
 from autoresearch.propose.prompt import NOTEBOOK_CHARACTERS, untrusted
-from autoresearch.source import edit_problem, syntax_problem
+from autoresearch.source import syntax_problem
 from autoresearch.text import one_line
 
 CHECK_CHARACTERS = 6_000  # of the end of a check's log
@@ -186,8 +186,7 @@ def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:
         raise ToolError(f"the category should be one of: {', '.join(CATEGORIES)}")
     if not math.isfinite(expected):
         raise ToolError("expected_gain should be a finite number")
-    before = [context.best_source] + ([context.crash.source] if context.crash else [])
-    if problem := next(filter(None, (edit_problem(text, source) for text in before)), "") or context.forbidden(source):
+    if problem := context.problem(source) or context.forbidden(source):
         raise ToolError(problem)
     texts["description"] = one_line(texts["description"])
     return Proposal(source=source, expected=expected, **texts)

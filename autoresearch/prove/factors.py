@@ -1,21 +1,28 @@
 """
 The kept changes of a search as factors: what can be taken out of the best by itself, and what only together.
 
-    compose(keeps, {3, 9})         the train.py that the baseline and the kept changes 3 and 9 make
-    find_factors(keeps, problem)   the factors; problem(source) says why a train.py cannot run, or ""
+    compose(keeps, {3, 9})           the train.py that the baseline and the kept changes 3 and 9 make
+    take_out(keeps, [(3,), (4, 9)])  the best without the kept changes 3, 4 and 9
+    find_factors(keeps, problem)     the factors; problem(source) says why a train.py cannot run, or ""
 
 Each kept change is a factor, but:
 - Those that edit the value of one constant are one: 2048 -> 3072 -> 5120 says one thing.
 - What cannot be taken out alone (a later change edits its lines, the rest does not parse, is refused or crashes) is
   joined with what needs it. What cannot be taken out with any other stays in: it is fixed.
+
+Where a removal was rewritten by a reviewer, what the rewriting corrected is made again wherever its factor is out, with
+whatever else is out. A correction is of lines that later changes brought: where these are out, too, there is nothing to
+correct. Two of which that cannot be told line by line are joined.
 """
 
 import ast
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
-from autoresearch.merge import merge_texts
+from autoresearch.merge import correct_text, merge_texts
 from autoresearch.source import NOT_PYTHON, edit_problem, parse
 
 
@@ -42,6 +49,19 @@ class Factor:
         return "+".join(map(str, self.numbers))
 
 
+class Rewrite(NamedTuple):
+    """The best without a factor, as it was rewritten by a reviewer."""
+
+    automatic: str  # as merging had made it
+    reviewed: str
+
+
+Problem = Callable[[str], str]
+Group = tuple[int, ...]
+Rewritten = Mapping[Group, Rewrite]
+NONE: Rewritten = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Factors:
     """What a search kept, for an ablation."""
@@ -49,27 +69,20 @@ class Factors:
     keeps: list[Keep]
     removable: list[Factor]
     fixed: list[tuple[Factor, str]] = field(default_factory=list)  # stay in, and why
-
-    def included(self, levels: Iterable[int]) -> set[int]:
-        """The numbers of the changes that are in, where `levels` gives each factor 1 (in) or -1 (out)."""
-        inside = [number for factor, _ in self.fixed for number in factor.numbers]
-        chosen = [f.numbers for f, level in zip(self.removable, levels, strict=True) if level > 0]
-        return {*inside, *(number for numbers in chosen for number in numbers)}
+    rewritten: Rewritten = field(default_factory=dict)
 
     def source(self, levels: Iterable[int]) -> str:
-        return compose(self.keeps, self.included(levels))
+        """The train.py where `levels` gives each factor 1 (in) or -1 (out)."""
+        pairs = zip(self.removable, levels, strict=True)
+        return take_out(self.keeps, [factor.numbers for factor, level in pairs if level < 0], self.rewritten)
 
 
 class Conflict(Exception):
-    """A kept change that does not fit on a train.py without others."""
+    """A kept change, or the correction of its removal, that does not fit on a train.py without others."""
 
     def __init__(self, number: int):
         super().__init__(f"change {number} edits lines of what is taken out")
         self.number = number
-
-
-Problem = Callable[[str], str]
-Group = tuple[int, ...]
 
 
 # -----------------------------------------------------------------------------
@@ -85,6 +98,20 @@ def compose(keeps: list[Keep], included: set[int]) -> str:
             if merged is None:
                 raise Conflict(keep.number)
             text = merged
+    return text
+
+
+def take_out(keeps: list[Keep], out: list[Group], rewritten: Rewritten = NONE) -> str:
+    """The best without these groups of changes; without all of them, the baseline. Raises Conflict."""
+    gone = {number for group in out for number in group}
+    included = {keep.number for keep in keeps} - gone
+    text = compose(keeps, included)
+    for group in filter(rewritten.get, out) if included else ():
+        old = {line for keep in keeps if keep.number <= group[0] for line in keep.before.splitlines(keepends=True)}
+        corrected = correct_text(text, *rewritten[group], old)
+        if corrected is None:
+            raise Conflict(group[0])
+        text = corrected
     return text
 
 
@@ -125,6 +152,7 @@ class Joining:
     groups: list[Group] = field(default_factory=list)
     reasons: list[tuple[int, str]] = field(default_factory=list)  # (a change, why its group grew)
     fixed: dict[Group, str] = field(default_factory=dict)
+    rewritten: Rewritten = field(default_factory=dict)
 
     def group_of(self, number: int) -> Group:
         return next(group for group in [*self.groups, *self.fixed] if number in group)
@@ -141,21 +169,22 @@ class Joining:
         self.groups.remove(group)
         self.fixed[group] = reason
 
-    def why_not(self, out: Iterable[Group]) -> tuple[str, int | None]:
+    def why_not(self, out: list[Group]) -> tuple[str, int | None]:
         """(why these groups cannot be taken out together or "", the change that does not fit then)."""
-        gone = {number for group in out for number in group}
         try:
-            source = compose(self.keeps, {keep.number for keep in self.keeps} - gone)
+            source = take_out(self.keeps, out, self.rewritten)
         except Conflict as conflict:
             return str(conflict), conflict.number
         return self.problem(source), None
 
 
-def find_factors(keeps: list[Keep], problem: Problem, marked: set[int] = frozenset()) -> Factors:  # type: ignore
+def find_factors(
+    keeps: list[Keep], problem: Problem, marked: Iterable[int] = (), rewritten: Rewritten = NONE
+) -> Factors:
     """The factors of a search. `marked`: changes that a person says must stay in."""
-    joining = Joining(keeps, problem, [(keep.number,) for keep in keeps])
+    joining = Joining(keeps, problem, [(keep.number,) for keep in keeps], rewritten=rewritten)
     join_chains(joining)
-    for group in [group for group in joining.groups if marked & set(group)]:
+    for group in [group for group in joining.groups if set(marked) & set(group)]:
         joining.fix(group, "marked by hand")
     while any(settle(joining, [group]) for group in joining.groups):
         pass
@@ -178,9 +207,11 @@ def settle(joining: Joining, out: list[Group]) -> bool:
     reason, conflicting = joining.why_not(out)
     if not reason:
         return False
-    blamed = next((group for group in out[::-1] if not joining.why_not([g for g in out if g != group])[0]), out[-1])
+    blamed = blame(joining, out, conflicting)
     if conflicting is not None:
-        joining.join(blamed, joining.group_of(conflicting), f"{conflicting} edits lines of {names(blamed)}")
+        other = joining.group_of(conflicting)
+        edits = f"the reviewed removal of {names(other)}" if other in out else conflicting
+        joining.join(blamed, other, f"{edits} edits lines of {names(blamed)}")
         return True
     others = [group for group in joining.groups if group != blamed]
     partners = sorted(others, key=lambda group: (not uses(joining, group, blamed), *distance(blamed, group)))
@@ -191,6 +222,14 @@ def settle(joining: Joining, out: list[Group]) -> bool:
     else:
         joining.fix(blamed, f"without it: {reason}")
     return True
+
+
+def blame(joining: Joining, out: list[Group], conflicting: int | None) -> Group:
+    """The one of these groups that must not be out with the others, or with the removal that does not fit."""
+    others = [group for group in out[::-1] if conflicting not in group]
+    if own := [group for group in out if conflicting in group]:
+        others = [group for group in others if joining.why_not([group, *own])[0]] or others
+    return next((one for one in others if not joining.why_not([g for g in out if g != one])[0]), others[0])
 
 
 def uses(joining: Joining, group: Group, other: Group) -> bool:
@@ -230,12 +269,13 @@ def as_factors(joining: Joining) -> Factors:
             fixed.append((factor(group), "nothing of it is left in the best"))
         else:
             removable.append(factor(group))
-    return Factors(joining.keeps, removable, fixed)
+    return Factors(joining.keeps, removable, fixed, joining.rewritten)
 
 
 def join_for(factors: Factors, problem: Problem, rows: Iterable[Iterable[int]]) -> Factors | None:
     """The factors with those joined that one of these rows cannot do without each other; None if all rows can run."""
-    joining = Joining(factors.keeps, problem, [factor.numbers for factor in factors.removable])
+    groups = [factor.numbers for factor in factors.removable]
+    joining = Joining(factors.keeps, problem, groups, rewritten=factors.rewritten)
     joining.fixed = {factor.numbers: reason for factor, reason in factors.fixed}
     known = [(number, reason) for f in factors.removable for number in f.numbers[:1] for reason in f.joined]
     joining.reasons = known + [(f.numbers[0], reason) for f, _ in factors.fixed for reason in f.joined]
