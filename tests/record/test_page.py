@@ -13,6 +13,7 @@ from loop_helpers import ROOT, make_repository
 from searches import make_rows, write_search, write_table
 
 from autoresearch.engine.report import report_of_table
+from autoresearch.record.ledger import read_rows
 from autoresearch.record.page import ticks
 from autoresearch.row import row_line
 
@@ -146,7 +147,7 @@ def test_the_example_fits_phone_and_desk(browser, tmp_path, width):
     open_page(browser, page)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     folds = browser.find_elements("css selector", "tr.has + tr details")
-    assert len(folds) == 11
+    assert len(folds) == len(list(EXAMPLE.glob("[0-9]*.patch")))
     folds[0].find_element("css selector", "summary").click()
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     check_quiet(browser, page)
@@ -164,15 +165,12 @@ def test_the_example_in_the_repository_is_what_its_files_give(tmp_path):
     without_time = [line for line in page.splitlines() if "As of " not in line]
     assert without_time == [line for line in stored.splitlines() if "As of " not in line]
     assert len(stored) < 500_000
-    for part in (
-        "1.655205",
-        "1.327970",
-        "1.327757",
-        "19.78 %",
-        "11 kept, 30 discarded, 2 crashed",
-        "3 failed proposals",
-    ):
+    rows = read_rows(EXAMPLE / "results.tsv")[0]
+    kept = [row for row in rows if row.status == "keep"]
+    counts = f"{len(kept) - 1} kept, {sum(row.status == 'discard' for row in rows)} discarded"
+    for part in (f"{kept[0].val_bpb:.6f}", f"{kept[-1].val_bpb:.6f}", counts, "fresh seeds"):
         assert part in page
+    assert [int(path.stem) for path in sorted(EXAMPLE.glob("[0-9]*.patch"))] == [row.number for row in kept[1:]]
 
 
 def public_table(path: Path) -> Path:
