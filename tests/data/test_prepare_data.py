@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -105,6 +107,14 @@ def test_the_clock_counts_work_and_no_waiting():
     assert 0.02 < worked < 20  # of a machine that much slower or faster than the one that a second is named after
     readings = [prepare_data.training_clock() for _ in range(1000)]
     assert readings == sorted(readings)
+
+
+def test_what_a_compiler_took_counts_as_time_before_the_clock(monkeypatch):
+    monkeypatch.setattr(prepare_data, "noted", {"batches": 0})
+    prepare_data.note_first("imported")
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    prepare_data.note_first("clock_started")
+    assert prepare_data.noted["clock_started"]["cpu"] - prepare_data.noted["imported"]["cpu"] > 0.9
 
 
 def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
