@@ -168,7 +168,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         commit_results(ledger.repo, ledger.branch, results_message(ledger))
         note(ledger, "ended", {"reason": reason})
     known = knowledge(ledger, session.options.scale)
-    drawing.draw_last(ledger.rows, known.confirmed)
+    drawing.draw_last(ledger.rows, known.confirmed, known.gain)
     session.log.say(summary(ledger, reason, known.noise, known.confirmed, known.gain, ledger.spent + queue.spent))
 
 

@@ -5,7 +5,6 @@ alone, so that the same rows always give the same decisions.
 
 import dataclasses
 import functools
-import re
 from dataclasses import dataclass
 
 from autoresearch.judge.belief import Belief, after_best_run, after_candidate, start
@@ -13,15 +12,12 @@ from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain
 from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
 from autoresearch.nouns import Estimate, Noise, Runs
 from autoresearch.record.ledger import Ledger
-from autoresearch.row import Row, runs_of
+from autoresearch.row import SECOND_LOOK, Row, runs_of
 
 # What val_bpb differs by from run to run, until this search has measured it: the published figure for the h100 scale
 # (seven degrees of freedom), benchmarks/cpu_noise.txt for the cpu scale.
 USUAL_NOISE = {"h100": Noise(0.00032, 2), "cpu": Noise(0.0085, 2)}
 USUAL_SHARE = {"h100": 0.3, "cpu": 0.5}  # of its variance that the seed explains, likewise
-
-SECOND_LOOK = re.compile(r"second look at (\d{4}): ")  # what the description of such an experiment begins with
-ON_TOP = re.compile(r"(\d{4}) on top of \d{4}: ")
 
 
 @dataclass(frozen=True)

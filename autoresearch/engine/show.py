@@ -19,7 +19,7 @@ from autoresearch.nouns import Estimate
 from autoresearch.propose.prices import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
-from autoresearch.record.progress import draw_progress
+from autoresearch.record.progress import Confirmed, draw_progress
 from autoresearch.record.report import progress_parts, speed_parts
 from autoresearch.row import Row
 from autoresearch.run import sandbox
@@ -98,13 +98,14 @@ class Drawing:
         self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
         self.thread.start()
 
-    def draw_last(self, rows: list[Row], confirmed: Estimate | None) -> None:
-        """Draw what a session ends with."""
+    def draw_last(self, rows: list[Row], best: Estimate | None, gain: Estimate | None) -> None:
+        """Draw what a session ends with: the best on fresh seeds, and its gain over the baseline there."""
         if self.thread:
             self.thread.join()
-        self.draw_both(rows, (confirmed.val_bpb, confirmed.standard_error) if confirmed else None)
+        baseline = best.val_bpb + gain.val_bpb if best and gain else None
+        self.draw_both(rows, Confirmed(best.val_bpb, best.standard_error, baseline) if best else None)
 
-    def draw_both(self, rows: list[Row], point: tuple[float, float] | None) -> None:
+    def draw_both(self, rows: list[Row], point: Confirmed | None) -> None:
         """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
         draw("progress.png", self.log, lambda: draw_progress(rows, ROOT / "progress.png", point))
         draw("report.html", self.log, lambda: report_of_search(self.repo, self.tag))

@@ -8,14 +8,14 @@ import re
 import time
 
 from autoresearch.engine.fitting import forbidden, on_best
-from autoresearch.engine.knowledge import ON_TOP, SECOND_LOOK, judged, knowledge
+from autoresearch.engine.knowledge import judged, knowledge
 from autoresearch.engine.queue import Candidate
 from autoresearch.engine.session import Options
 from autoresearch.judge.keep_rule import judge, reconsider
 from autoresearch.judge.noise import mean, without_seed
 from autoresearch.nouns import Proposal, Run, RunResult, Usage, Verdict
 from autoresearch.record.ledger import Ledger
-from autoresearch.row import Row, runs_of, runs_text
+from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
 from autoresearch.source import count_statements
 from autoresearch.text import gain_text, one_line

@@ -11,12 +11,12 @@ import itertools
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
 from autoresearch.record.ledger import read_rows
-from autoresearch.row import Row
+from autoresearch.row import ON_TOP, SECOND_LOOK, Row
 from autoresearch.text import one_line
 
 GREEN, GREY, RED, PURPLE, INK, FAINT = "#1f7a5c", "#a3abb0", "#c4543a", "#7d5ba6", "#2b3236", "#6b757b"
@@ -26,6 +26,15 @@ DISTANCES = (5, 16, 28, 40)  # points between a dot and its label, likewise
 SIDES = ((1, 1), (0, 0), (1, 0))  # (right, up): early on there is room above the line, later below it
 STYLE = {"fontsize": 8, "color": INK, "parse_math": False}
 LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+
+
+class Confirmed(NamedTuple):
+    """val_bpb on fresh seeds."""
+
+    best: float
+    error: float  # its standard error
+    baseline: float | None = None  # on the same seeds
+
 
 # -----------------------------------------------------------------------------
 # What is drawn where
@@ -52,7 +61,8 @@ def vertical_range(values: list[float], line: numpy.ndarray, noise: float) -> tu
 
 def label_text(description: str, limit: int) -> str:
     """The first clause of a description, ended after a whole word where it is longer than `limit`."""
-    clause = re.split(r": |; | \(| \[", one_line(description))[0]
+    told = ON_TOP.sub("", SECOND_LOOK.sub("", one_line(description)))
+    clause = re.split(r": |; | \(| \[", told)[0]
     whole_words = clause[:limit].rpartition(" ")[0].rstrip(" ,->")
     return clause if len(clause) <= limit else f"{whole_words or clause[: limit - 1]}…"
 
@@ -168,29 +178,32 @@ def draw_dots(axes: Any, rows: list[Row]) -> None:
             axes.scatter(x, y, size, color, marker=marker, label=label, transform=place, linewidths=1.1 * bool(height))
 
 
-def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, confirmed: tuple[float, float] | None) -> None:
+def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, confirmed: Confirmed | None) -> None:
     """The result as the title, what it rests on below it, the legend beside it."""
-    start, end, kept = line[0, 1], line[-1, 1], len(line) - 2
-    after, error = (confirmed[0], f" ± {confirmed[1]:.4f}") if confirmed else (end, "")
+    kept = len(line) - 2
+    start, after, error = line[0, 1], line[-1, 1], ""
+    if confirmed:
+        start, after, error = confirmed.baseline or start, confirmed.best, f" ± {confirmed.error:.4f}"
     title = f"val_bpb {start:.4f} → {after:.4f}{error}" if kept else f"val_bpb {start:.4f}"
     facts = [f"{len(rows) - 1} experiments, {kept} kept"]
     facts += [f"gain {start - after:.4f} ({100 * (start - after) / start:.1f} %)"] if kept else []
-    facts += ["confirmed on fresh seeds" if confirmed else "not yet confirmed on fresh seeds"]
+    both = "both " if confirmed and confirmed.baseline else ""
+    facts += [f"{both}confirmed on fresh seeds" if confirmed else "not yet confirmed on fresh seeds"]
     axes.figure.text(0.02, 0.945, title, fontsize=13, color=INK, weight="bold")
     axes.figure.text(0.02, 0.9, ", ".join(facts), fontsize=9, color=FAINT)
     corner = {"loc": "lower right", "bbox_to_anchor": (0.985, 0.925), "bbox_transform": axes.figure.transFigure}
     axes.legend(**corner, ncols=5, frameon=False, fontsize=8, labelcolor=FAINT, handletextpad=0.1, columnspacing=1.4)
 
 
-def progress_figure(rows: list[Row], confirmed: tuple[float, float] | None = None) -> Any:
-    """The figure; None as long as there is no baseline. `confirmed`: val_bpb on fresh seeds, and its standard error."""
+def progress_figure(rows: list[Row], confirmed: Confirmed | None = None) -> Any:
+    """The figure; None as long as there is no baseline."""
     measured = [row for row in rows if row.status in ("keep", "discard")]
     kept = [row for row in measured if row.status == "keep"]
     if not kept:
         return None
     axes, line = empty_axes(), best_line(rows)
     noise = next((row.noise for row in reversed(rows) if row.noise > 0), 0.0)
-    bounds = [confirmed[0] - confirmed[1], confirmed[0] + confirmed[1]] if confirmed else []
+    bounds = [confirmed.best - confirmed.error, confirmed.best + confirmed.error] if confirmed else []
     axes.set_xlim(-0.02 * line[-1, 0] - 0.5, 1.03 * line[-1, 0] + 0.6)
     axes.set_ylim(vertical_range([*(row.val_bpb for row in measured), *bounds], line, noise))
     axes.fill_between(
@@ -200,17 +213,17 @@ def progress_figure(rows: list[Row], confirmed: tuple[float, float] | None = Non
     draw_dots(axes, rows)
     taken = obstacles(axes, line)
     if confirmed:
-        point = (1.01 * line[-1, 0] + 0.3, confirmed[0])
-        axes.errorbar(*point, confirmed[1], color=INK, fmt="o", markersize=4, capsize=3, linewidth=1.2)
+        point = (1.01 * line[-1, 0] + 0.3, confirmed.best)
+        axes.errorbar(*point, confirmed.error, color=INK, fmt="o", markersize=4, capsize=3, linewidth=1.2)
         bar = axes.transData.transform([(point[0], bound) for bound in bounds])
-        text = f"confirmed: {confirmed[0]:.4f} ± {confirmed[1]:.4f}"
+        text = f"confirmed: {confirmed.best:.4f} ± {confirmed.error:.4f}"
         taken = place_label(axes, point, [text], numpy.vstack([taken, boxes(bar, 3)]))
     label_gains(axes, kept, taken)
     write_title(axes, rows, line, confirmed)
     return axes.figure
 
 
-def draw_progress(rows: list[Row], path: Path, confirmed: tuple[float, float] | None = None) -> None:
+def draw_progress(rows: list[Row], path: Path, confirmed: Confirmed | None = None) -> None:
     """Draw progress.png, whole or not at all; nothing as long as there is no baseline."""
     if figure := progress_figure(rows, confirmed):
         figure.savefig(path.with_suffix(".tmp"), format="png")
@@ -221,10 +234,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the curve of a search from its table.")
     parser.add_argument("table", type=Path, help="results.tsv")
     parser.add_argument("picture", type=Path, help="the PNG file")
-    parser.add_argument("--confirmed", type=float, nargs=2, metavar=("VAL_BPB", "ERROR"), help="of the best, if known")
+    names = ("BEST", "ERROR", "BASELINE")
+    parser.add_argument("--confirmed", type=float, nargs=3, metavar=names, help="on fresh seeds, if known")
     args = parser.parse_args()
     rows, _ = read_rows(args.table)
-    draw_progress(rows, args.picture, args.confirmed)
+    draw_progress(rows, args.picture, Confirmed(*args.confirmed) if args.confirmed else None)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.text import Text
 
 from autoresearch.record import progress
-from autoresearch.record.progress import draw_progress, label_text, progress_figure
+from autoresearch.record.progress import Confirmed, draw_progress, label_text, progress_figure
 from autoresearch.row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def marks(figure, name: str) -> list[tuple[float, float]]:
 def test_labels_lie_in_the_frame_and_not_on_each_other(count, seed):
     rows = make_rows(count, seed)
     best = [row.val_bpb for row in rows if row.status == "keep"][-1]
-    figure = progress_figure(rows, (best + 0.002, 0.003))
+    figure = progress_figure(rows, Confirmed(best + 0.002, 0.003))
     boxes, frame = labels_of(figure), figure.axes[0].bbox
     assert boxes, "at least the confirmed value has room"
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
@@ -68,7 +68,7 @@ def test_labels_lie_in_the_frame_and_not_on_each_other(count, seed):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 43, 700])
 def test_title_and_legend_lie_in_the_picture_and_not_on_each_other(count):
-    figure = progress_figure(make_rows(count), (1.6, 0.003))
+    figure = progress_figure(make_rows(count), Confirmed(1.6, 0.003))
     figure.canvas.draw()
     boxes = [*(text.get_window_extent() for text in figure.texts), figure.axes[0].get_legend().get_window_extent()]
     boxes.append(figure.axes[0].bbox)
@@ -107,7 +107,7 @@ def test_the_axis_follows_the_best_and_marks_what_is_far_worse_at_the_upper_edge
 
 
 def test_the_band_is_one_noise_wide_and_the_confirmed_value_has_its_error_bar():
-    figure = progress_figure([BASELINE], (1.65, 0.004))
+    figure = progress_figure([BASELINE], Confirmed(1.65, 0.004))
     (axes,) = figure.axes
     band = axes.collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == pytest.approx((1.6552 - 0.0055, 1.6552 + 0.0055))
@@ -131,6 +131,14 @@ def test_a_label_ends_after_a_whole_word():
     assert label_text("DEPTH 2 -> 1, ASPECT_RATIO 32 -> 64: faster", 31) == "DEPTH 2 -> 1, ASPECT_RATIO 32…"
     assert label_text("a_name_of_forty_characters_without_a_space", 20) == "a_name_of_forty_cha…"
     assert label_text("it won [suspiciously good]", 40) == "it won"
+    assert label_text("second look at 0028: without backout: it serves deep models", 40) == "without backout"
+
+
+def test_the_gain_in_the_title_is_between_two_means_of_fresh_seeds():
+    kept = dataclasses.replace(BASELINE, number=1, val_bpb=1.60, gain=0.0552)
+    texts = [text.get_text() for text in progress_figure([BASELINE, kept], Confirmed(1.61, 0.004, 1.64)).texts]
+    assert texts[0] == "val_bpb 1.6400 → 1.6100 ± 0.0040"
+    assert texts[1].endswith("1 kept, gain 0.0300 (1.8 %), both confirmed on fresh seeds")
 
 
 def test_text_that_no_font_has_and_text_like_a_formula_is_drawn(recwarn):
@@ -150,7 +158,7 @@ def test_without_a_baseline_nothing_is_drawn(rows, tmp_path):
 def test_the_picture_of_the_example_is_drawn_again(tmp_path, monkeypatch):
     picture = tmp_path / "search.png"
     table = str(ROOT / "docs" / "example" / "results.tsv")
-    monkeypatch.setattr(sys, "argv", ["progress", table, str(picture), "--confirmed", "1.3278", "0.0031"])
+    monkeypatch.setattr(sys, "argv", ["progress", table, str(picture), "--confirmed", "1.5610", "0.0054", "1.9403"])
     progress.main()
     assert picture.read_bytes().startswith(b"\x89PNG") and [*tmp_path.iterdir()] == [picture]
 
