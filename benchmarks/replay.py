@@ -25,7 +25,7 @@ from autoresearch.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "example"
-BASE = "c206ad1"  # the commit whose train.py the recorded search began with
+BASE = "b2141b3"  # the commit whose train.py the recorded search began with
 
 # What a coding agent's place is taken by: the next patch, or a plain word why not.
 SCRIPT = """
