@@ -2,7 +2,8 @@
 Proposers of constants on the real cpu scale, from its untuned start: how far does each get with as many runs?
 
     pip install optuna cmaes && python prepare_data.py --scale cpu
-    nice python benchmarks/proposers.py                # hours of one core; killed, the same command goes on
+    nice python benchmarks/proposers.py                # hours of a core; killed, the same command goes on
+    nice python benchmarks/proposers.py --jobs 2       # two trainings at once, on two cores
     python benchmarks/proposers.py --runs 20 --table   # after 20 runs of each search, as far as it was measured
 
     random      four constants of the best by half a step or a whole one, either way: the bar
@@ -16,8 +17,8 @@ no bound. An integer moves from half a step on, and zero is either left or one s
 Each method makes three searches of --runs trainings of BUDGET seconds, an experiment's second run included, after the
 same three runs of the baseline. Each experiment is judged against the best as the loop does, but for second looks at
 near misses; the methods are told its mean val_bpb, and of a failure the worst tenth's border. In the end every best and
-the baseline run on the same fresh seeds. A training is a process, one at a time; each result is a line of
-proposers.jsonl, and what stands there (by source, seed and budget) is not trained again: a search is played from its
+the baseline run on the same fresh seeds. A training is a process, and --jobs of them run at once; each result is a line
+of proposers.jsonl, and what stands there (by source, seed and budget) is not trained again: a search is played from its
 start each time, so nothing else is kept. The table is printed, the picture goes to docs/proposers.png.
 """
 
@@ -33,8 +34,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +84,7 @@ def read_results() -> dict[tuple[str, int, int], float]:
     return {(line["source"], line["seed"], line["budget"]): line.get("val_bpb", math.nan) for line in lines}
 
 
-results = read_results()
+results, writing = read_results(), threading.Lock()
 
 
 def train(source: str, seed: int, description: str) -> float:
@@ -90,7 +93,7 @@ def train(source: str, seed: int, description: str) -> float:
         started = time.monotonic()
         noted = dict(zip(("source", "seed", "budget"), key(source, seed), strict=True)) | run_script(source, seed)
         noted |= {"seconds": round(time.monotonic() - started, 1), "change": description}
-        with open(RESULTS, "a") as file:
+        with writing, open(RESULTS, "a") as file:
             file.write(json.dumps(noted) + "\n")
         results[key(source, seed)] = noted.get("val_bpb", math.nan)
     return results[key(source, seed)]
@@ -256,22 +259,32 @@ def told(search: Search) -> float:
 # All searches
 
 
-def play_all(searches: list[Search], train_nothing: bool) -> None:
+def train_all(pool: Executor, requests: list[Request]) -> list[float]:
+    """The val_bpb of each, the same training once."""
+    list(pool.map(train, *zip(*{request[:2]: request for request in requests}.values(), strict=True)))
+    return [train(*request) for request in requests]
+
+
+def play_all(searches: list[Search], pool: Executor, train_nothing: bool) -> None:
     """One run of each in turn, so that they are equally far whenever this is stopped."""
     under_way = [(player, next(player)) for player in map(play, searches)]
     while under_way:
         print(f"{time.strftime('%H:%M')} {len(results)} trained", file=sys.stderr, flush=True)
-        players, under_way = under_way, []
-        for player, request in players:
-            if train_nothing and key(*request[:2]) not in results:
-                sys.exit("error: the searches have not come so far; ask for the table of fewer --runs")
+        players, requests = zip(*under_way, strict=True)
+        if train_nothing and any(key(*request[:2]) not in results for request in requests):
+            sys.exit("error: the searches have not come so far; ask for the table of fewer --runs")
+        under_way = []
+        for player, val_bpb in zip(players, train_all(pool, list(requests)), strict=True):
             with contextlib.suppress(StopIteration):
-                under_way.append((player, player.send(train(*request))))
+                under_way.append((player, player.send(val_bpb)))
 
 
-def confirm(searches: list[Search], train_nothing: bool) -> dict[str, dict[int, float]]:
+def confirm(searches: list[Search], pool: Executor, train_nothing: bool) -> dict[str, dict[int, float]]:
     """Gain over the baseline on fresh seeds, by method and seed of the search."""
     gains: dict[str, dict[int, float]] = {method: {} for method in METHODS}
+    if not train_nothing:
+        bests = [START, *(search.sources[search.best.number] for search in searches)]
+        train_all(pool, [(source, seed, "confirm") for source in bests for seed in FRESH])
     for search in searches:
         best = search.sources[search.best.number]
         if not train_nothing or all(key(source, seed) in results for source in (START, best) for seed in FRESH):
@@ -336,12 +349,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=60, help="trainings of each search (default: 60)")
     parser.add_argument("--table", action="store_true", help="train nothing: leave out what is not confirmed yet")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: 1)")
     args = parser.parse_args()
-    if args.runs < 1:
-        parser.error("--runs is not 1 or more")
+    if args.runs < 1 or args.jobs < 1:
+        parser.error("--runs and --jobs are 1 or more")
     searches = [Search(method, seed, args.runs) for seed in SEEDS for method in METHODS]
-    play_all(searches, args.table)
-    gains = confirm(searches, args.table)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        play_all(searches, pool, args.table)
+        gains = confirm(searches, pool, args.table)
     print_table(searches, gains, args.runs)
     draw(searches, gains)
 
