@@ -4,10 +4,12 @@ The best without what does nothing: measured beside the best on fresh seeds and,
 A designed set of runs says what a factor is worth on average, with the others in half of the time. Where factors depend
 on each other that can differ from what it is worth in the best. So there, and where the pruned train.py turns out
 worse, each factor that seems to do nothing is taken out of the best by itself first: it stays, and counts as real, if
-the best is worse without it.
+the best is worse without it. Where the best is worse without all of the rest, the half that is worth most goes back in,
+as often as it takes.
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +43,7 @@ class Pruning:
         return self.factors.source([-1 if factor in out else 1 for factor in self.factors.removable])
 
     def trials(self, out: list[Factor], round_: int) -> list[Trial]:
-        """On fresh seeds, other ones in the second round: what was chosen in the first shall not be judged by it."""
+        """On fresh seeds, others in each round: what was chosen in one shall not be judged by it."""
         name = f"the best without {names(out)}" if out else "the best"
         first = self.seed + round_ * FRESH_SEEDS
         return [Trial(name, self.source(out), first + step, self.bench.budget) for step in range(FRESH_SEEDS)]
@@ -82,11 +84,28 @@ def prune(bench: Bench, pruning: Pruning, factors: list[dict[str, Any]]) -> dict
         measure(pruning, [[factor] for factor in out], round_)
         for factor in out:
             note_alone(pruning, factor, next(each for each in factors if each["name"] == factor.name))
-        out = [factor for factor in out if not pruning.stays([factor], round_)]
-        round_ = 1
-        if out and not pruning.problem(pruning.source(out)):
-            measure(pruning, [out], round_)
+        out, round_ = largest_removal(pruning, [factor for factor in out if not pruning.stays([factor], round_)])
     return report_of(pruning, out, round_) if out else None
+
+
+def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], int]:
+    """(what can be taken out together, the round that says so): all, or the half of it that is worth least, ..."""
+    out = sorted(out, key=lambda factor: worth(pruning, factor))
+    for round_ in itertools.count(1):
+        refused = bool(out and pruning.problem(pruning.source(out)))
+        if out and not refused:
+            measure(pruning, [out], round_)
+        if len(out) < 2 or not (refused or pruning.stays(out, round_)):
+            break
+        out = out[: len(out) // 2]
+    return out, round_
+
+
+def worth(pruning: Pruning, factor: Factor) -> float:
+    """What is known of it in all: on average, and in the best by itself."""
+    average = pruning.effects.worths[pruning.factors.removable.index(factor)].gain
+    alone = pruning.difference([factor], 0)
+    return average + (alone[0].value if alone else 0.0)
 
 
 def measure(pruning: Pruning, removals: list[list[Factor]], round_: int) -> None:

@@ -11,6 +11,7 @@ import numpy
 import pydoe
 
 LEAST_RUNS = 24  # with fewer factors each row is run on several seeds, so that a factor's standard error is 0.4 sigma
+SPARE = 3  # columns for no factor, from 8 factors on: the scatter that is left has four degrees of freedom or more
 
 
 def half_design(factors: int) -> numpy.ndarray:
@@ -25,7 +26,8 @@ def half_design(factors: int) -> numpy.ndarray:
 
 def plackett_burman(factors: int) -> numpy.ndarray:
     """The smallest design that the library has for so many factors: it has none of 28 rows, or of 36."""
-    for size in range(factors, 4 * factors):
+    columns = factors if factors < 8 else factors + SPARE
+    for size in range(columns, 4 * columns):
         try:
             return pydoe.pbdesign(size)[:, :factors]
         except ValueError:

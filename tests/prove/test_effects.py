@@ -39,6 +39,7 @@ def test_a_design_is_balanced_and_has_best_and_baseline(factors):
     assert all((rows[:, a] * rows[:, b] * rows[:, c]).sum() == 0 for a, b, c in triples), "or with a pair"
     order = ordered_rows(factors, [7] * seeds_per_row(factors))
     assert len(order) >= 24 and len({levels for _, levels, _ in order}) == len(rows)
+    assert len(order) / 2 - factors >= 4, "pairs are left to show their own scatter"
     assert all(
         one[1] == tuple(-level for level in other[1]) for one, other in zip(order[::2], order[1::2], strict=True)
     )
