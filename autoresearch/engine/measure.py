@@ -72,4 +72,5 @@ def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
         expected["before_clock"] = measurement.before_clock(record, result.seconds, expected["clock"])
         expected["cpu_seconds"] = result.summary.get("cpu_seconds")
         save_measure(measure)
-    return result
+    tokens = measurement.trained_tokens(record)  # what is printed has one decimal of a million
+    return dataclasses.replace(result, summary=result.summary | ({"total_tokens_M": tokens / 1e6} if tokens else {}))

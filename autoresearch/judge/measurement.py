@@ -83,7 +83,8 @@ def read_record(folder: Path) -> dict | None:
     try:
         record = json.loads(path.read_text())
         kinds = ("cpu", "paced", "wall", "batches")
-        numbers = [float(record[name][kind]) for name in MOMENTS for kind in kinds] + [float(record["batches"])]
+        numbers = [float(record[name][kind]) for name in MOMENTS for kind in kinds]
+        numbers += [float(record["batches"]), float(record.get("training_tokens", 0))]
     except (ValueError, KeyError, TypeError):
         return None
     return record if all(map(math.isfinite, numbers)) else None
@@ -104,6 +105,12 @@ def before_clock(record: dict, seconds: float, kind: str) -> float:
         if kind != "wall"
         else seconds - elapsed(record, "clock_started", "finished", kind)
     )
+
+
+def trained_tokens(record: dict) -> float:
+    """Tokens of the batches that were taken after the clock started; 0 where the record does not tell."""
+    share = 1 - record["clock_started"]["batches"] / max(record["batches"], 1)
+    return share * float(record.get("training_tokens", 0))
 
 
 def longest_start(expected: dict, limits: Limits) -> float:

@@ -80,6 +80,10 @@ def test_what_makes_a_number_invalid(honest, changes, words):
     assert words in verdict(honest, **changes)
 
 
+def test_tokens_are_those_of_the_batches_since_the_clock_started(honest):
+    assert measurement.trained_tokens(honest[1]) == pytest.approx(1000 * 200 / 204)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}\n", '{"val_bpb": 1}', "\xff"])
 def test_a_record_that_is_none(tmp_path, text):
     assert measurement.read_record(tmp_path) is None
