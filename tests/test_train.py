@@ -24,6 +24,7 @@ from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import prepare_data
 from autoresearch.propose.constants import literal_number
 from autoresearch.source import assignments, reached, with_expression
 
@@ -560,7 +561,8 @@ def execute(source):
 
 
 @pytest.mark.usefixtures("prepared")
-def test_nothing_is_left_of_the_warm_up():
+def test_nothing_is_left_of_the_warm_up(monkeypatch):
+    monkeypatch.delitem(prepare_data.noted, "clock_started", raising=False)  # another test's
     module = execute(SOURCE.partition("step, progress, smooth_loss")[0])
     random_state = torch.get_rng_state()
     torch.manual_seed(module.SEED)
