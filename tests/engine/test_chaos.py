@@ -30,13 +30,13 @@ from autoresearch.row import row_line
 
 FAULTY = Path(__file__).with_name("faulty_loop.py")
 
-# Two seconds of "training", and numbers to change.
+# A second of "training", and numbers to change.
 TRAIN = f"""
 import sys, time
 A = 0.3
 B = 0.5
 C = 7.0
-time.sleep(2)
+time.sleep(1)
 LEVEL = 2.0 + 0.1 * (A + B) + 0.01 * C
 sys.stdout.write(f"\\n---\\nval_bpb:          {{LEVEL:.6f}}\\ntraining_seconds: 20.0\\npeak_vram_mb:     512.0\\n")
 {LEAVE_RECORD}"""
@@ -51,7 +51,7 @@ def repo(tmp_path, prepared):
 # Chaos
 
 
-def kill_at_random(folder, kills: int, seed: int, longest: float = 6.0) -> int:
+def kill_at_random(folder, kills: int, seed: int, longest: float = 4.0) -> int:
     """Start the loop so many times and kill it within `longest` seconds, now and then politely; then let it end.
 
     Meanwhile all that the loop calls fails now and then (faulty_loop.py). Returns how often it did.
