@@ -1,7 +1,7 @@
 """
 Replay the recorded search of docs/example: its kept edits in order, handed in by a scripted command, judged anew.
 
-    python benchmarks/replay.py                  # about ten minutes on a quiet core; needs the repository's history
+    python benchmarks/replay.py                  # some seven minutes; needs the repository's history
     python benchmarks/replay.py --patches 3      # the first three only
 
 The search was made at the cpu scale on the train.py of BASE. Every patch is handed in once, in the recorded order, on
