@@ -42,7 +42,7 @@ from autoresearch.engine.asking import PROPOSERS, give_up_overdue, propose
 from autoresearch.engine.deciding import decide
 from autoresearch.engine.faults import take_fault
 from autoresearch.engine.knowledge import knowledge
-from autoresearch.engine.measure import load_measure
+from autoresearch.engine.measure import keep_budget, load_measure
 from autoresearch.engine.queue import Candidate, Queue, Task, restore_queue
 from autoresearch.engine.running import fill_slots
 from autoresearch.engine.session import Session, note_start, reload_program
@@ -224,6 +224,7 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     repo = open_repository(ROOT)
+    keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         clear_stale_locks(repo, print)
         session = make_session(args, repo, started, lock)

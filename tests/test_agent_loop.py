@@ -426,6 +426,10 @@ def test_a_search_keeps_the_budget_that_it_began_with(prepared, tmp_path):
     done = run_loop(repo, *options, env={"AUTORESEARCH_BUDGET": "5"})
     mend = "AUTORESEARCH_BUDGET=20, or start another --tag"
     assert (done.returncode, done.stderr) == (2, f"error: the runs of search t train for 20 s, not 5 s; {mend}\n")
+    measure = repo / "runs/t/measure.json"
+    measure.write_text(measure.read_text().replace('"time_budget": 20', '"time_budget": 6'))
+    done = run_loop(repo, *options)
+    assert done.returncode == 0 and "6 paced s a run" in done.stdout, "where nobody names a budget it is the search's"
 
 
 def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_path):

@@ -4,6 +4,7 @@ What a search is measured with, from its first session on: evaluator and data, a
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def load_measure(folder: Path, scale: str) -> Measure:
     measure = Measure(path, scale, measurement.measure_expected(), files)
     save_measure(measure)
     return measure
+
+
+def keep_budget(folder: Path) -> None:
+    """Have a search's runs train as long as they did, like the demo's, where the user names no time.
+
+    It has to be asked before prepare_data.py is imported, which reads the variable.
+    """
+    path = folder / "measure.json"
+    budget = json.loads(path.read_text())["expected"]["time_budget"] if path.exists() else 0
+    if budget:
+        os.environ.setdefault("AUTORESEARCH_BUDGET", str(budget))
 
 
 def check_budget(measure: Measure, tag: str) -> None:

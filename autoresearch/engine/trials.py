@@ -26,7 +26,7 @@ from typing import Any
 from rich.live import Live
 
 from autoresearch.engine import limits
-from autoresearch.engine.measure import Measure, believe, changed_measure, load_measure
+from autoresearch.engine.measure import Measure, believe, changed_measure, keep_budget, load_measure
 from autoresearch.engine.queue import Candidate, Slot, Task
 from autoresearch.engine.report import report_of_search
 from autoresearch.engine.session import Session
@@ -126,6 +126,7 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
     args = Namespace(**{"proposer": "constants", "command": "", "experiments": None, "max_cost": None} | vars(args))
+    keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         check_data(args)
         session = new_session(args, started, lock, f"{verb}.log")
