@@ -97,8 +97,8 @@ def test_a_train_py_that_crashes_is_a_line(repo):
         ("true", "h100", "prepared data", "scale h100 needs an NVIDIA GPU and there is none"),
     ],
 )
-def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo, tmp_path):
-    (tmp_path / "data/cpu").mkdir(parents=True)
+def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data/cpu")
     (repo / "data").symlink_to(tmp_path / "data")
     subprocess.run(breakage, shell=True, cwd=repo, check=True)
     env = {"AUTORESEARCH_DATA_DIR": str(tmp_path / "data"), "AUTORESEARCH_SCALE": scale, "CUDA_VISIBLE_DEVICES": ""}
