@@ -22,7 +22,8 @@ from autoresearch.files import fingerprint
 
 # prepare_data.py as a process that sends itself a signal when it first touches a file: no race against a fast machine.
 STOPPED = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 stage, number, *sys.argv = sys.argv[1:]
 
 def stop(event, arguments):
