@@ -292,8 +292,6 @@ def main(arguments: list[str]) -> None:
     marked = numbers(args.fixed)
     if (args.proposer or args.command) and not args.review:
         fail("--proposer and --command say who reviews: give --review, too")
-    if args.proposer == "command" and not args.command:
-        fail("--proposer command needs --command '...'")
     args.proposer = args.proposer or ("command" if args.command else "anthropic" if args.review else "constants")
     with open_bench(args, "ablation") as bench:
         check_proposer(args.proposer, bench.session.settings)

@@ -13,10 +13,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch.engine.briefing import briefing
+from autoresearch.engine.briefing import about_search, what_is_left
 from autoresearch.engine.deciding import decide, record
 from autoresearch.engine.fitting import forbidden
-from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.limits import cannot_write, run_seconds
 from autoresearch.engine.profile import profile_experiment
 from autoresearch.engine.queue import (
@@ -46,7 +45,7 @@ from autoresearch.propose.context import (
     Refused,
     Training,
 )
-from autoresearch.record.ledger import Ledger, keep_crashed, note_failure, read_diffs, read_experiment
+from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
 from autoresearch.settings import Settings
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
@@ -162,17 +161,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
     late = options.deadline - run_seconds(ledger, options.time_budget)
     return Context(
         number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
-        seed=options.seed,
-        scale=options.scale,
-        max_seq_len=options.max_seq_len,
-        time_budget=options.time_budget,
-        vocab_size=options.vocab_size,
-        settings=settings,
-        instructions=session.instructions,
-        best_source=ledger.source_of(ledger.best.number),
-        rows=list(ledger.rows),
         failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
-        noise=knowledge(ledger, options.scale).paired_noise.sigma,
         waiting=queue.descriptions,
         others=len(queue.asking.at_work),
         trainings=recent_trainings(ledger),
@@ -182,15 +171,11 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         notebook=ledger.folder / "notebook.md",
         spent=ledger.spent + queue.spent,
         deadline=min(late, time.time() + settings.proposal_timeout),
-        command=options.command,
-        read=functools.partial(read_experiment, ledger),
         forbidden=functools.partial(forbidden, ledger),
         should_stop=lambda: session.ending,
-        log=session.log.say,
-        tag=options.tag,
-        diffs=functools.partial(read_diffs, ledger),
         profile=functools.partial(profile_experiment, session, ledger, queue, late),
-        **briefing(session, ledger, queue),
+        **about_search(session, ledger),
+        **what_is_left(session, ledger, queue),
     )
 
 

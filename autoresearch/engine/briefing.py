@@ -24,7 +24,7 @@ from autoresearch.engine.session import Session
 from autoresearch.files import ROOT, data_root
 from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.nouns import RunResult
-from autoresearch.record.ledger import Ledger
+from autoresearch.record.ledger import Ledger, read_diffs, read_experiment
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
 
@@ -33,15 +33,38 @@ CHECK_SECONDS = 120.0  # of a check, after which it counts as broken off; it tak
 PREPARING = threading.Lock()  # several conversations may want the cpu scale's data at once
 
 
-def briefing(session: Session, ledger: Ledger, queue: Queue) -> dict[str, Any]:
-    """The fields of Context that are no experiments."""
+SHARED = ("seed", "scale", "max_seq_len", "time_budget", "vocab_size")  # fields of Options that Context has, too
+
+
+def about_session(session: Session) -> dict[str, Any]:
+    """The fields of Context that need no search: settings, instructions and machine."""
+    shared = {name: getattr(session.options, name) for name in SHARED}
+    own = {"settings": session.settings, "instructions": session.instructions}
+    return shared | own | {"machine": machine_text(session.options.scale)}
+
+
+def about_search(session: Session, ledger: Ledger) -> dict[str, Any]:
+    """Those, and the ones that tell of a search's experiments and let a proposer look further."""
     options = session.options
-    return {
-        "machine": machine_text(options.scale),
-        "keep_gain": keep_gain(session, ledger),
-        "time_left": options.deadline - time.time(),
-        "experiments_left": proposals_to_come(session, ledger, queue),
+    return about_session(session) | {
+        "best_source": ledger.source_of(ledger.best.number),
+        "rows": list(ledger.rows),
+        "noise": knowledge(ledger, options.scale).paired_noise.sigma,
+        "command": options.command,
+        "tag": options.tag,
+        "log": session.log.say,
+        "read": functools.partial(read_experiment, ledger),
+        "diffs": functools.partial(read_diffs, ledger),
         "check": make_check(session) if options.proposer == "anthropic" else None,
+    }
+
+
+def what_is_left(session: Session, ledger: Ledger, queue: Queue) -> dict[str, Any]:
+    """The fields of Context that say what a keep needs, and what this session still has."""
+    return {
+        "keep_gain": keep_gain(session, ledger),
+        "time_left": session.options.deadline - time.time(),
+        "experiments_left": proposals_to_come(session, ledger, queue),
     }
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoresearch.engine.briefing import machine_text, make_check
+from autoresearch.engine.briefing import about_session, make_check
 from autoresearch.engine.knowledge import USUAL_NOISE
 from autoresearch.engine.session import Session
 from autoresearch.engine.start import check_proposer, new_session
@@ -70,27 +70,19 @@ def make_context(session: Session, folder: Path, with_check: bool) -> Context:
     """The Context of a search that stands where this checkout does."""
     rows, _ = read_rows(ROOT / "results.tsv")
     source = (ROOT / "train.py").read_text()
-    options = session.options
     return Context(
         number=max([row.number for row in rows], default=0) + 1,
-        seed=options.seed,
-        scale=options.scale,
-        max_seq_len=options.max_seq_len,
-        time_budget=options.time_budget,
-        vocab_size=options.vocab_size,
-        settings=session.settings,
-        instructions=session.instructions,
         best_source=source,
         rows=rows if any(row.status == "keep" for row in rows) else [baseline_row()],
-        noise=USUAL_NOISE[options.scale].sigma,
+        noise=USUAL_NOISE[session.options.scale].sigma,
         folder=folder,
         notebook=folder.parent / "notebook.md",
         deadline=time.time() + session.settings.proposal_timeout,
         read=no_past,
         forbidden=lambda edited: audit_source(edited, source),
         log=print,
-        machine=machine_text(options.scale),
         check=make_check(session) if with_check else None,
+        **about_session(session),
     )
 
 

@@ -84,7 +84,9 @@ def prune(bench: Bench, pruning: Pruning, factors: list[dict[str, Any]]) -> dict
         measure(pruning, [[factor] for factor in out], round_)
         for factor in out:
             note_alone(pruning, factor, next(each for each in factors if each["name"] == factor.name))
-        out, round_ = largest_removal(pruning, [factor for factor in out if not pruning.stays([factor], round_)])
+        out = [factor for factor in out if not pruning.stays([factor], round_)]
+        if out:
+            out, round_ = largest_removal(pruning, out)
     return report_of(pruning, out, round_) if out else None
 
 
@@ -92,10 +94,10 @@ def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], 
     """(what can be taken out together, the round that says so): all, or the half of it that is worth least, ..."""
     out = sorted(out, key=lambda factor: worth(pruning, factor))
     for round_ in itertools.count(1):
-        refused = bool(out and pruning.problem(pruning.source(out)))
-        if out and not refused:
+        refused = pruning.problem(pruning.source(out))
+        if not refused:
             measure(pruning, [out], round_)
-        if len(out) < 2 or not (refused or pruning.stays(out, round_)):
+        if len(out) == 1 or not (refused or pruning.stays(out, round_)):
             break
         out = out[: len(out) // 2]
     return out, round_

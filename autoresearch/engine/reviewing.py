@@ -13,13 +13,11 @@ import time
 from pathlib import Path
 
 from autoresearch.engine.asking import PROPOSERS
-from autoresearch.engine.briefing import machine_text, make_check
-from autoresearch.engine.knowledge import knowledge
+from autoresearch.engine.briefing import about_search
 from autoresearch.engine.trials import Bench, Stopped
 from autoresearch.files import replace_file
 from autoresearch.propose.context import CannotPropose, Context, Fault, ProposalFailed, Removal
 from autoresearch.prove.factors import Problem
-from autoresearch.record.ledger import read_diffs, read_experiment
 from autoresearch.text import fail, one_line
 
 
@@ -61,33 +59,16 @@ def ask(bench: Bench, removal: Removal, problem: Problem, folder: Path) -> str:
 def make_context(bench: Bench, removal: Removal, problem: Problem, folder: Path) -> Context:
     """What it may know: the removal, and the whole search. Its notes on that are not the search's."""
     session, ledger = bench.session, bench.ledger
-    options = session.options
     return Context(
         number=ledger.next_number,
-        seed=options.seed,
-        scale=options.scale,
-        max_seq_len=options.max_seq_len,
-        time_budget=options.time_budget,
-        vocab_size=options.vocab_size,
-        settings=session.settings,
-        instructions=session.instructions,
-        best_source=ledger.source_of(ledger.best.number),
-        rows=list(ledger.rows),
-        noise=knowledge(ledger, options.scale).paired_noise.sigma,
         removal=removal,
         folder=folder,
         notebook=folder / "notebook.md",
         spent=ledger.spent + spent_on_reviews(folder.parent),
-        deadline=min(options.deadline, time.time() + session.settings.proposal_timeout),
-        command=options.command,
-        read=functools.partial(read_experiment, ledger),
-        diffs=functools.partial(read_diffs, ledger),
+        deadline=min(session.options.deadline, time.time() + session.settings.proposal_timeout),
         forbidden=problem,
         should_stop=functools.partial(look, bench),
-        log=session.log.say,
-        tag=options.tag,
-        machine=machine_text(options.scale),
-        check=make_check(session) if options.proposer == "anthropic" else None,
+        **about_search(session, ledger),
     )
 
 

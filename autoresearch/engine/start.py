@@ -38,17 +38,22 @@ def check_arguments(args: Namespace) -> None:
     """The command line by itself."""
     if args.hours is None and args.experiments is None:
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
-    if args.hours is not None and not args.hours > 0:
-        fail(f"--hours {args.hours} is not more than 0")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
         fail(f"--tag {args.tag} should be letters, digits, - and _")
-    if args.proposer == "command" and not args.command:
-        fail("--proposer command needs --command '...'")
-    check_slots(args)
+    check_session_arguments(args)
     for name, least in (("experiments", 1), ("max_cost", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
             fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+
+
+def check_session_arguments(args: Namespace) -> None:
+    """What a search, `ablate` and `promote` are all asked: how long, by whom, and where."""
+    if args.hours is not None and not args.hours > 0:
+        fail(f"--hours {args.hours} is not more than 0")
+    if args.proposer == "command" and not args.command:
+        fail("--proposer command needs --command '...'")
+    check_slots(args)
 
 
 def add_slots(parser: ArgumentParser) -> None:

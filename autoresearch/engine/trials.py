@@ -32,7 +32,7 @@ from autoresearch.engine.report import report_of_search
 from autoresearch.engine.session import Session
 from autoresearch.engine.show import draw
 from autoresearch.engine.slots import make_slots, start_run
-from autoresearch.engine.start import check_data, check_slots, locked, new_session
+from autoresearch.engine.start import check_data, check_session_arguments, locked, new_session
 from autoresearch.engine.status import scale_of
 from autoresearch.files import ROOT, append_line, replace_file
 from autoresearch.nouns import Proposal, RunResult
@@ -120,12 +120,10 @@ class Stopped(Exception):
 def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     """Everything that trials need, checked first. What stops them ends the program in one line."""
     started = time.time()
-    check_slots(args)
-    if args.hours is not None and not args.hours > 0:
-        fail(f"--hours {args.hours} is not more than 0")
+    args = Namespace(**{"proposer": "constants", "command": "", "experiments": None, "max_cost": None} | vars(args))
+    check_session_arguments(args)
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
-    args = Namespace(**{"proposer": "constants", "command": "", "experiments": None, "max_cost": None} | vars(args))
     keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         check_data(args)
