@@ -56,7 +56,7 @@ from autoresearch.record.ledger import Ledger, commit_results, note
 from autoresearch.record.report import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
 from autoresearch.record.restore import open_ledger
-from autoresearch.text import fail, one_line
+from autoresearch.text import fail, one_line, plural
 
 VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
     "status": "autoresearch.engine.status",
@@ -114,7 +114,7 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
     if session.blocked:
         return session.blocked
     if ledger.kept and limits.experiments_left(session.options, ledger, queue) <= 0:
-        return f"{ledger.tried} experiments are done"
+        return f"{plural(ledger.tried, 'experiment')} done"
     if not limits.time_for_more(session, ledger, len(queue.slots)):
         return "no time is left for another run"
     if ledger.kept and (reason := limits.over_budget(session.settings, ledger, queue)):

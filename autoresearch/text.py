@@ -27,6 +27,11 @@ def last_lines(text: str, count: int = 30) -> str:
     return "\n".join([line for line in lines if line][-count:])
 
 
+def plural(count: int, name: str) -> str:
+    """A count and its name: 1 run, 2 runs."""
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def gain_text(gain: float, noise: float) -> str:
     """A gain and how many times the noise of one run it is."""
     return f"{gain:+.6f}, {gain / noise:+.1f} x noise"

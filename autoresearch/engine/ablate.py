@@ -46,7 +46,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import ablation_text, factor_lines
 from autoresearch.record.proof_pictures import draw_ablation
 from autoresearch.source import edit_problem, syntax_problem
-from autoresearch.text import fail, one_line
+from autoresearch.text import fail, one_line, plural
 
 SHORT = 3  # steps of a run that only shows whether a train.py runs
 
@@ -243,7 +243,8 @@ def ablate(bench: Bench, marked: set[int], with_review: bool) -> None:
     plan = note_plan(bench, {"for": ledger.best.commit, "seed": first_seed(bench)})
     rows = design_trials(bench, factors, plan["seed"])
     trials = [trial for *_, trial in rows]
-    log.say(f"{len(factors.removable)} factors in {len(rows) // 2} mirrored pairs, {time_text(bench, trials)}")
+    count, pairs = plural(len(factors.removable), "factor"), plural(len(rows) // 2, "mirrored pair")
+    log.say(f"{count} in {pairs}, {time_text(bench, trials)}")
     log.say(f"then, if some seem to do nothing: the best without them beside the best, {2 * FRESH_SEEDS} runs or more")
     run_trials(bench, trials)
     crashed = [trial.what for trial in trials if math.isnan(bench.value(trial))]

@@ -30,6 +30,7 @@ from autoresearch.guard import GB
 from autoresearch.record.repository import open_repository
 from autoresearch.row import parse_line
 from autoresearch.settings import Settings
+from autoresearch.text import plural
 
 STEPS = 20  # of train.py
 CODES = {"ok": 0, "slow": 1, "wrong": 2}  # slow: it works, but not as well as it could
@@ -99,7 +100,8 @@ def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str)
     seconds = trial.run_seconds
     runs = int(hours * 3600 / seconds)
     experiments = max(0, runs - 1 - settings.keep.baseline_repeats - 2 * settings.keep.confirm_runs)
-    text = f"{hours:g} h have room for {runs} runs of {seconds:.0f} s: at most {experiments} experiments on one slot"
+    text = f"{hours:g} h have room for {plural(runs, 'run')} of {seconds:.0f} s: "
+    text += f"at most {plural(experiments, 'experiment')} on one slot"
     facts = {"hours": hours, "run_seconds": seconds, "experiments": experiments}
     cost = cost_of_a_proposal() if proposer == "anthropic" else None
     if cost is not None:

@@ -20,6 +20,7 @@ from typing import Any
 from autoresearch.engine.knowledge import knowledge
 from autoresearch.engine.measure import Measure
 from autoresearch.engine.start import add_slots
+from autoresearch.engine.status import beliefs_of
 from autoresearch.engine.trials import (
     Bench,
     Trial,
@@ -37,7 +38,7 @@ from autoresearch.prove.depth import bound_constants, depth_of, with_depth
 from autoresearch.prove.target import Points, fit_line, next_budget, paired_sigma
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
-from autoresearch.row import runs_of
+from autoresearch.record.status import found
 from autoresearch.text import fail
 
 HORIZONS = (0.75, 1.0, 1.25)  # of the baseline: what a second is worth
@@ -194,16 +195,12 @@ def next_of(promotion: Promotion, base: Points, points: Points) -> int | None:
 
 
 def searched_gain(bench: Bench) -> dict[str, float]:
-    """Baseline and best at the searched depth, and the gain with its standard error."""
-    ledger, known = bench.ledger, knowledge(bench.ledger, bench.session.options.scale)
-    first, confirmed = ledger.kept[0], known.confirmed
-    best = confirmed.val_bpb if confirmed else ledger.best.val_bpb
-    if known.gain:  # both on the best's fresh seeds
-        gain, error = known.gain.val_bpb, known.gain.standard_error
-        return {"baseline": best + gain, "best": best, "gain": gain, "standard_error": error}
-    runs = confirmed.runs if confirmed else max(1, len(runs_of(ledger.best)))
-    error = known.noise.sigma * math.sqrt(1 / max(1, len(runs_of(first))) + 1 / runs)
-    return {"baseline": first.val_bpb, "best": best, "gain": first.val_bpb - best, "standard_error": error}
+    """Baseline and best at the searched depth, and the gain with its standard error, as `status` has them."""
+    facts = found(bench.ledger, beliefs_of(bench.ledger))
+    gain, confirmed = facts["gain"]["value"], facts["best"]["confirmed"]
+    baseline = confirmed["val_bpb"] + gain if confirmed else facts["baseline"]["val_bpb"]
+    error = (facts["gain"]["high"] - gain) / 1.96
+    return {"baseline": baseline, "best": baseline - gain, "gain": gain, "standard_error": error}
 
 
 def report_of(promotion: Promotion, base: Points, points: Points, bound: list[str]) -> dict[str, Any]:

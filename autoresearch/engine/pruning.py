@@ -21,6 +21,7 @@ from autoresearch.prove.factors import Factor, Factors, Problem
 from autoresearch.prove.target import paired_sigma
 from autoresearch.record.repository import commit_file, commit_of, file_at
 from autoresearch.source import code_lines
+from autoresearch.text import plural
 
 FRESH_SEEDS = 3  # of each train.py
 WORSE = 0.05  # the probability below which a train.py counts as worse than the best
@@ -153,7 +154,7 @@ def offer(bench: Bench, source: str, report: dict[str, Any]) -> str:
         return ""
     value = report["difference"]
     message = (
-        f"Same number, {report['lines']} lines less: without {', '.join(report['out'])}\n\n"
+        f"Same number, {plural(report['lines'], 'line')} less: without {', '.join(report['out'])}\n\n"
         f"val_bpb {value['value']:+.6f} +- {value['standard_error']:.6f} against the best, "
         f"on {value['seeds']} fresh seeds; runs/{ledger.tag}/ablation.json"
     )

@@ -23,7 +23,7 @@ from autoresearch.record.progress import Confirmed, draw_progress
 from autoresearch.record.report import progress_parts, speed_parts
 from autoresearch.row import Row
 from autoresearch.run import sandbox
-from autoresearch.text import one_line
+from autoresearch.text import one_line, plural
 
 DRAW_EVERY = 30.0  # seconds between two drawings
 
@@ -31,7 +31,7 @@ DRAW_EVERY = 30.0  # seconds between two drawings
 def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     """What this session is, and what is there already."""
     options, settings, slots = session.options, session.settings, len(queue.slots)
-    ends = [f"{options.experiments} experiments"] if options.experiments else []
+    ends = [plural(options.experiments, "experiment")] if options.experiments else []
     if options.deadline < float("inf"):
         ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
     several = f" | {slots} slots" if slots > 1 else ""
@@ -41,7 +41,7 @@ def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     if ledger.kept:
         best = f"best {ledger.best.val_bpb:.6f} (experiment {ledger.best.number})"
         see = f"see: python agent_loop.py status --tag {ledger.tag}"
-        session.log.show(f"{ledger.tried} experiment{'s' * (ledger.tried != 1)} so far, {best}, {see}")
+        session.log.show(f"{plural(ledger.tried, 'experiment')} so far, {best}, {see}")
     for line in sandbox.describe(settings.sandbox, options.scale, settings.memory_gb, slots):
         session.log.say(line)
     if options.proposer == "anthropic":

@@ -42,7 +42,7 @@ from autoresearch.record.reading import find_tag, read_search
 from autoresearch.record.report import live_view, progress_parts
 from autoresearch.record.repository import STOP_SIGNALS, open_repository
 from autoresearch.run.cluster import ClusterError
-from autoresearch.text import fail, one_line
+from autoresearch.text import fail, one_line, plural
 
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
@@ -254,7 +254,7 @@ def time_text(bench: Bench, trials: list[Trial]) -> str:
     there = (
         f", {len({trial.key for trial in trials}) - len(missing)} of them done" if len(missing) < len(trials) else ""
     )
-    return f"{len(trials)} runs{there}: about {duration(seconds)}"
+    return f"{plural(len(trials), 'run')}{there}: about {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

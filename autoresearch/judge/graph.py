@@ -7,6 +7,7 @@ in the same call; it may not change the model's tensors or the tokens, draw rand
 written, or read files. So what comes out depends on the tokens of this call alone.
 """
 
+import importlib
 import json
 import math
 import mmap
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # which makes torch_attn's operators known
 from torch import Tensor
 
 # Besides what torch itself tags as one of its core operators or as pointwise.
@@ -145,6 +145,8 @@ def torch_constant(name: str) -> Any:
 def find_operator(name: str) -> Any:
     """An operator by its full name, like aten.add.Tensor. ValueError if it is not one that a graph may have."""
     space, operator, overload = (*name.split("."), "", "")[:3]
+    if space == "torch_attn":
+        importlib.import_module("torch.nn.attention.varlen")  # which makes its operators known; a second of import
     packet = getattr(getattr(torch.ops, space), operator, None) if space in ("aten", "torch_attn") else None
     found = getattr(packet, overload, None)
     if not isinstance(found, torch._ops.OpOverload):

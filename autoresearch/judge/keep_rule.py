@@ -39,6 +39,7 @@ from autoresearch.judge.belief import Belief, measured_gain, posterior, probabil
 from autoresearch.judge.noise import mean, plausible
 from autoresearch.nouns import Estimate, Noise, Runs, Verdict
 from autoresearch.settings import KeepRule
+from autoresearch.text import plural
 
 NEAR_MISS = 0.3  # a discard as probable as this is worth another look while the same best stands
 
@@ -92,7 +93,7 @@ def refusal(candidate: Runs) -> str:
 
 def decide(probability: float, runs: int, rule: KeepRule) -> tuple[str, str]:
     """(status, reason) from a probability and the number of runs it rests on."""
-    said = f"probability {probability_text(probability, rule)} after {runs} run{'s' * (runs > 1)}"
+    said = f"probability {probability_text(probability, rule)} after {plural(runs, 'run')}"
     if probability >= rule.keep_at_once:
         return "keep", said
     if probability < rule.keep_at_last:

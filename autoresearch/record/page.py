@@ -20,6 +20,7 @@ from autoresearch.record.status import FAILED, Beliefs, expectations, facts, hea
 from autoresearch.record.table import Table, say
 from autoresearch.row import Row
 from autoresearch.source import code_lines
+from autoresearch.text import plural
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 314, 58, 708, 10, 264  # of a chart, and of what its axes enclose
 Point = tuple[float, float]
@@ -80,7 +81,7 @@ def progress_chart(ledger: Ledger, beliefs: Beliefs | None) -> Markup:
     band = [(x, y + noise) for x, y in corners] + [(x, y - noise) for x, y in corners[::-1]]
     lines = [("band", band), ("best", corners)]
     if sure:
-        said = f"confirmed: {sure.val_bpb:.6f} ± {sure.standard_error:.6f}, {sure.runs} fresh seeds"
+        said = f"confirmed: {sure.val_bpb:.6f} ± {sure.standard_error:.6f}, {plural(sure.runs, 'fresh seed')}"
         lines += [("sure", [(last + 1, sure.val_bpb + side * sure.standard_error) for side in (-1, 1)])]
         dots += [("sure", last + 1, sure.val_bpb, said)]
     dots.sort(key=lambda each: each[0] in ("keep", "sure"))  # these on top

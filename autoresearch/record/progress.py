@@ -17,7 +17,7 @@ import numpy
 
 from autoresearch.record.ledger import read_rows
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row
-from autoresearch.text import one_line
+from autoresearch.text import one_line, plural
 
 GREEN, GREY, RED, PURPLE, INK, FAINT = "#1f7a5c", "#a3abb0", "#c4543a", "#7d5ba6", "#2b3236", "#6b757b"
 LABELS = 24  # at most, however many changes were kept
@@ -185,7 +185,7 @@ def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, confirmed: Conf
     if confirmed:
         start, after, error = confirmed.baseline or start, confirmed.best, f" ± {confirmed.error:.4f}"
     title = f"val_bpb {start:.4f} → {after:.4f}{error}" if kept else f"val_bpb {start:.4f}"
-    facts = [f"{len(rows) - 1} experiments, {kept} kept"]
+    facts = [f"{plural(len(rows) - 1, 'experiment')}, {kept} kept"]
     facts += [f"gain {start - after:.4f} ({100 * (start - after) / start:.1f} %)"] if kept else []
     both = "both " if confirmed and confirmed.baseline else ""
     facts += [f"{both}confirmed on fresh seeds" if confirmed else "not yet confirmed on fresh seeds"]

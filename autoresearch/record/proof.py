@@ -9,7 +9,7 @@ from typing import Any
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
 from autoresearch.record.table import Table, table_lines
-from autoresearch.text import one_line
+from autoresearch.text import one_line, plural
 
 TITLE = 70  # characters of a factor's title in a table
 
@@ -24,10 +24,6 @@ def read_proofs(ledger: Ledger) -> dict[str, Any]:
         except ValueError:  # there is none
             found[name] = None
     return found
-
-
-def plural(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def shortened(text: str) -> str:
@@ -80,9 +76,10 @@ def pruned_line(report: dict[str, Any]) -> str:
     if pruned.get("refused"):
         return f"{name}: not measured, as {one_line(pruned['refused'])}"
     value = pruned["difference"]
-    lines = f"{abs(pruned['lines'])} lines {'less' if pruned['lines'] >= 0 else 'more'}"
+    lines = f"{plural(abs(pruned['lines']), 'line')} {'less' if pruned['lines'] >= 0 else 'more'}"
     said = (
-        f"{name}: val_bpb {value['value']:+.6f} ± {value['standard_error']:.6f}, {lines}, {value['seeds']} fresh seeds"
+        f"{name}: val_bpb {value['value']:+.6f} ± {value['standard_error']:.6f}, {lines}, "
+        f"{plural(value['seeds'], 'fresh seed')}"
     )
     return f"{said}; offered as {pruned['branch']}" if pruned["branch"] else f"{said}; not offered"
 
@@ -126,7 +123,7 @@ def ablation_lines(report: dict[str, Any]) -> list[str]:
         ablation_line(report),
         test_line(report),
         additivity_line(report),
-        f"{report['runs']} runs, {noise}",
+        f"{plural(report['runs'], 'run')}, {noise}",
         lost,
         pruned_line(report),
     ]

@@ -12,7 +12,7 @@ from autoresearch.nouns import Estimate, Noise
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
 from autoresearch.row import Row, runs_of
-from autoresearch.text import gain_text, one_line
+from autoresearch.text import gain_text, one_line, plural
 
 
 def result_line(row: Row, width: int | None = None) -> str:
@@ -79,11 +79,11 @@ def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None, sure: E
     baseline, best = ledger.kept[0], ledger.best
     gain = gain_text(baseline.val_bpb - best.val_bpb, noise.sigma)
     lines = [
-        f"baseline        {baseline.val_bpb:.6f}  ({len(runs_of(baseline))} runs)",
+        f"baseline        {baseline.val_bpb:.6f}  ({plural(len(runs_of(baseline)), 'run')})",
         f"best seen       {best.val_bpb:.6f}  (experiment {best.number}; gain {gain})",
     ]
     if confirmed:
-        about = f"+- {confirmed.standard_error:.6f}, {confirmed.runs} fresh seed{'s' * (confirmed.runs > 1)}"
+        about = f"+- {confirmed.standard_error:.6f}, {plural(confirmed.runs, 'fresh seed')}"
         lines += [f"best confirmed  {confirmed.val_bpb:.6f}  ({about})"]
     if sure:
         beside = statistics.fmean(ledger.beside.values())
@@ -95,7 +95,7 @@ def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None, sure: E
     return [
         *lines,
         f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",
-        f"kept            {len(ledger.kept) - 1} of {ledger.tried} experiments",
+        f"kept            {len(ledger.kept) - 1} of {plural(ledger.tried, 'experiment')}",
     ]
 
 
@@ -123,4 +123,4 @@ def summary(
 def results_message(ledger: Ledger) -> str:
     """The subject of the commit that a session ends with."""
     numbers = f": val_bpb {ledger.kept[0].val_bpb:.6f} -> {ledger.best.val_bpb:.6f}" if ledger.kept else ""
-    return f"Results of {ledger.branch}: {ledger.tried} experiments{numbers}"
+    return f"Results of {ledger.branch}: {plural(ledger.tried, 'experiment')}{numbers}"

@@ -11,7 +11,7 @@ from autoresearch.record.ledger import Ledger, commit_results, follow_best, read
 from autoresearch.record.log import Log
 from autoresearch.record.repository import changed, commit_of, current_branch, experiment_refs, file_at, run_git
 from autoresearch.row import HEADER, Row, row_of_message
-from autoresearch.text import fail, one_line
+from autoresearch.text import fail, one_line, plural
 
 
 def open_ledger(repo: git.Git, tag: str, log: Log) -> Ledger:
@@ -48,10 +48,10 @@ def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
     messages = [ledger.message_of(number) for number in refs if number not in present]
     lost = [row for message in messages if (row := row_of_message(*message))]
     if lost:
-        log.say(f"results.tsv: {len(lost)} rows were missing and are back from their commits")
+        log.say(f"results.tsv: {plural(len(lost), 'row')} missing there, and back from the commits")
         rows = in_order(ledger, rows, lost, refs)
     if broken:
-        gone = f"{len(broken)} lines were no rows, or there twice, and are gone"
+        gone = f"{plural(len(broken), 'line')} removed, no row or there twice"
         log.say(f"results.tsv: {gone}: {one_line(broken[0])[:80]}")
     if fresh or lost or broken or not ledger.results.exists() or not ledger.results.read_text().startswith(HEADER):
         write_rows(ledger.results, rows)

@@ -18,7 +18,7 @@ from autoresearch.record.proof import proof_facts, proof_tables, read_proofs
 from autoresearch.record.reading import Now, read_if_there
 from autoresearch.record.table import Table, say, table_lines
 from autoresearch.row import Row, runs_of
-from autoresearch.text import one_line
+from autoresearch.text import one_line, plural
 
 VERSION = 1  # of the dictionary; a change of a key's meaning raises it
 WINDOW = 12  # experiments that the trajectory looks back on
@@ -225,10 +225,10 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
     way, counts, pace, cost = (status[name] for name in ("trajectory", "experiments", "pace", "cost"))
     lines = []
     if best:
-        lines += [("baseline", f"{base['val_bpb']:.6f}", f"{base['runs']} run{'s' * (base['runs'] > 1)}")]
+        lines += [("baseline", f"{base['val_bpb']:.6f}", plural(base["runs"], "run"))]
         lines += [("best seen", f"{best['val_bpb']:.6f}", f"experiment {best['number']}: {best['description']}")]
         if fresh := best["confirmed"]:
-            about = f"± {fresh['standard_error']:.6f}, {fresh['runs']} fresh seed{'s' * (fresh['runs'] > 1)}"
+            about = f"± {fresh['standard_error']:.6f}, {plural(fresh['runs'], 'fresh seed')}"
             lines += [("best confirmed", f"{fresh['val_bpb']:.6f}", about)]
         if test := best["test"]:
             about = (

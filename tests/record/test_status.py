@@ -133,5 +133,5 @@ def test_a_page_that_cannot_be_drawn_costs_the_page_only(tmp_path, prepared):
     git(folder, "commit", "-qam", "a page that is broken")
     done = run_loop(folder, "--experiments", "1", "--command", proposer_script(folder, [set_level(1.5)]))
     assert done.returncode == 0, done.stderr
-    assert "report.html is not drawn: UndefinedError" in done.stdout and "1 experiments are done" in done.stdout
+    assert "report.html is not drawn: UndefinedError" in done.stdout and "1 experiment done" in done.stdout
     assert "Traceback" in (folder / "runs/t/loop.log").read_text()
