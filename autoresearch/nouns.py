@@ -82,7 +82,6 @@ class Verdict:
     status: str  # keep, discard, crash, timeout, invalid; again: one more run, on next_seed
     reason: str
     gain: float = math.nan  # measured: from the best's believed value; nan without a number
-    expected_gain: float = math.nan  # the same after shrinkage: what is believed
     better: float = math.nan  # P(true gain > 0)
     next_seed: int | None = None  # for `again`
     suspicious: bool = False  # too good for one change

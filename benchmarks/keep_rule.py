@@ -148,9 +148,7 @@ def sequential_test(world: World, alpha: float = 0.03, beta: float = 0.1, gain_s
 
 def shipped(world: World, rule: KeepRule = RULE):
     noise, _, belief = play(world, rule)
-    judged = belief.runs
-    runs = judged | {seed: world.run(0, seed) for seed in fresh_seeds(judged, world.left)}
-    confirmed = confirmed_best(runs, judged, noise)
+    confirmed = confirmed_best({seed: world.run(0, seed) for seed in fresh_seeds(belief.runs, world.left)}, noise)
     return belief.best, confirmed and confirmed.val_bpb
 
 

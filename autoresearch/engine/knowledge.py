@@ -53,7 +53,7 @@ def known_after(ledger: Ledger, scale: str, rows: int, confirming: int) -> Knowl
     noise, share = pooled_noise(sources, USUAL_NOISE[scale]), seed_share(sources, USUAL_SHARE[scale])
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs = replay(candidates, fresh, offsets, left)
-    confirmed, gain = confirmed_best(fresh, {}, noise), confirmed_gain(fresh, ledger.beside, left)
+    confirmed, gain = confirmed_best(fresh, noise), confirmed_gain(fresh, ledger.beside, left)
     return Knowledge(noise, left, offsets, beliefs, confirmed, gain)
 
 

@@ -68,7 +68,7 @@ def judge(
     suspicious = gain > rule.suspicious_gain * belief.best
     if not memory_gb <= memory_limit_gb:
         reason = f"memory {memory_gb:.1f} GB is over the limit of {memory_limit_gb:.1f} GB"
-        return Verdict("discard", reason, gain, true_gain.mean, true_gain.better, None, suspicious)
+        return Verdict("discard", reason, gain, true_gain.better, None, suspicious)
     status, reason = decide(true_gain.better, runs, rule)
     if status != "keep" and statements_less >= rule.simpler_statements:
         equal = probability_above(rule.equal * noise.sigma, gain, deviation, belief.usual, noise.sigma)
@@ -78,7 +78,7 @@ def judge(
         status, reason = ("again", "too good for one change, so measured again") if runs < 2 else (status, reason)
         reason = reason if runs < 2 else f"{reason}; suspiciously good, and confirmed on another seed"
     seed = next_seed if status == "again" else None
-    return Verdict(status, reason, gain, true_gain.mean, true_gain.better, seed, suspicious)
+    return Verdict(status, reason, gain, true_gain.better, seed, suspicious)
 
 
 def refusal(candidate: Runs) -> str:
@@ -129,9 +129,8 @@ def reconsider(near: list[Runs], belief: Belief, noise: Noise, rule: KeepRule) -
 # Reporting the best
 
 
-def confirmed_best(runs: Runs, judged: Runs, noise: Noise) -> Estimate | None:
+def confirmed_best(fresh: Runs, noise: Noise) -> Estimate | None:
     """The mean over fresh seeds, none of which had a part in the keep; None where there is none."""
-    fresh = {seed: val_bpb for seed, val_bpb in runs.items() if seed not in judged}
     return Estimate(mean(fresh), noise.sigma / math.sqrt(len(fresh)), len(fresh)) if fresh else None
 
 

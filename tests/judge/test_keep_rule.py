@@ -141,13 +141,12 @@ def test_a_gain_too_good_for_one_change_is_measured_twice():
     assert not judge(candidate(5), BELIEF, NOISE, RULE).suspicious
 
 
-def test_the_confirmed_best_leaves_out_what_was_judged():
-    judged, runs = {42: 0.990, 43: 0.992}, {42: 0.990, 43: 0.992, 44: 0.994, 45: 0.996}
-    confirmed = confirmed_best(runs, judged, NOISE)
+def test_the_confirmed_best_is_the_mean_of_fresh_seeds():
+    confirmed = confirmed_best({44: 0.994, 45: 0.996}, NOISE)
     assert (confirmed.val_bpb, confirmed.runs) == (pytest.approx(0.995), 2)
     assert confirmed.standard_error == pytest.approx(SIGMA / math.sqrt(2))
-    assert confirmed_best(judged, judged, NOISE) is None
-    assert fresh_seeds(runs, 2) == [46, 47]
+    assert confirmed_best({}, NOISE) is None
+    assert fresh_seeds({42: 0.990, 45: 0.996}, 2) == [46, 47]
 
 
 def test_the_confirmed_gain_is_over_the_baseline_on_the_same_seeds():
