@@ -48,7 +48,7 @@ from autoresearch.engine.running import fill_slots
 from autoresearch.engine.session import Session, note_start, reload_program
 from autoresearch.engine.show import Drawing, announce, live_lines
 from autoresearch.engine.slots import make_slots
-from autoresearch.engine.start import add_slots, check_arguments, locked, make_session
+from autoresearch.engine.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.files import ROOT
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
@@ -155,18 +155,19 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         console=session.log.console,
         transient=True,
     )
-    reason = "it ended with an error"
+    reason, cut_short = "it ended with an error", True
     try:
         with view:
             reason = loop(session, ledger, queue, drawing)
             confirm_best(session, ledger, queue)
+            cut_short = session.ending
     finally:  # also when something unforeseen ends it: no training is left behind, and the table is committed
         session.stop.set()
         for slot in queue.slots:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
         commit_results(ledger.repo, ledger.branch, results_message(ledger))
-        note(ledger, "ended", {"reason": reason})
+        note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
     known = knowledge(ledger, session.options.scale)
     drawing.draw_last(ledger.rows, known.confirmed, known.gain)
     session.log.say(summary(ledger, reason, known.noise, known.confirmed, known.gain, ledger.spent + queue.spent))
@@ -199,7 +200,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, help="stop in time: no run starts that cannot finish within this")
     parser.add_argument("--experiments", type=int, help="stop when the tag has this many, earlier sessions included")
     parser.add_argument(
-        "--tag", help="name of the search, whose branch is autoresearch/TAG (default: today, like nov22)"
+        "--tag", help="of the search, whose branch is autoresearch/TAG (default: of one cut short, else today: nov22)"
     )
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
@@ -211,7 +212,7 @@ def parse_arguments() -> argparse.Namespace:
         os.environ |= {"AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_BUDGET": str(DEMO_BUDGET)}
         args.experiments = args.experiments or DEMO_EXPERIMENTS
         args.slots = args.slots or min(4, os.cpu_count() or 1)
-    args.tag = args.tag or ("demo" if args.demo else time.strftime("%b%d").lower())
+        args.tag = args.tag or "demo"
     args.proposer = args.proposer or ("constants" if args.demo else "command" if args.command else "anthropic")
     return args
 
@@ -224,6 +225,7 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     repo = open_repository(ROOT)
+    args.tag = args.tag or default_tag(repo)
     keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         clear_stale_locks(repo, print)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from loop_helpers import (
+    PRINTED_LOOP,
     STUB,
     append,
     check_invariants,
@@ -135,6 +136,23 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(repo):
     assert [row.description for row in rows_of(repo)][2:] == ["slow", "level to 1.8 [suspiciously good]"], done.stderr
     assert "2  was left without a verdict and goes on" in done.stdout
     check_invariants(repo)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_cut_short_goes_on_without_its_tag_and_one_that_has_ended_does_not(repo):
+    def search_again(level):
+        loop = [sys.executable, PRINTED_LOOP, "--experiments", "1"]
+        loop += ["--command", proposer_script(repo, [set_level(level)])]
+        return subprocess.run(loop, cwd=repo, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    tag = time.strftime("%b%d", time.localtime(time.time() - 86400)).lower()  # as if it had begun before midnight
+    first = start_loop(repo, "--tag", tag, "--experiments", "1", "--command", "touch thinking; sleep 600")
+    wait_for(lambda: (repo / f"runs/{tag}/proposals/0001/work/thinking").exists())
+    press_ctrl_c(first)
+    assert f"autoresearch/{tag}: stopped on request" in first.communicate(timeout=60)[0]
+    assert f"autoresearch/{tag}: 1 experiment done" in search_again(1.9)
+    today = search_again(1.8)
+    assert not today.startswith(f"autoresearch/{tag}") and ": 1 experiment done" in today
 
 
 @pytest.mark.slow

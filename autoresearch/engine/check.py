@@ -151,9 +151,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="agent_loop.py check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=8.0, help="estimate for so many hours (default: 8)")
-    parser.add_argument(
-        "--tag", default=time.strftime("%b%d").lower(), help="the search that is meant (default: today's)"
-    )
+    parser.add_argument("--tag", help="the search that is meant (default: the one that would go on or begin)")
     parser.add_argument(
         "--proposer", choices=PROPOSERS, default="anthropic", help="who will propose (default: anthropic)"
     )

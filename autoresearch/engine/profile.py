@@ -24,7 +24,8 @@ from autoresearch.engine.start import check_program, locked
 from autoresearch.files import ROOT, replace_file
 from autoresearch.nouns import Proposal, RunResult
 from autoresearch.record.ledger import Ledger, profile_path, read_experiment
-from autoresearch.record.repository import commit_of, current_branch, open_repository, run_git
+from autoresearch.record.reading import find_tag
+from autoresearch.record.repository import commit_of, open_repository, run_git
 from autoresearch.run.profile_steps import profile_source, read_profile
 from autoresearch.run.training import RunOptions
 from autoresearch.text import fail, one_line
@@ -118,11 +119,11 @@ def make_profile(ledger: Ledger, number: int) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="agent_loop.py profile", description="Where the time of a step goes.")
-    parser.add_argument("--tag", help="of the search (default: that of the branch that is checked out)")
+    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
     parser.add_argument("--experiment", type=int, metavar="N", help="of this one (default: the best)")
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)
-    tag = args.tag or re.sub(r"^autoresearch/", "", current_branch(repo))
+    tag = find_tag(repo, args.tag)
     ledger = Ledger(repo, tag)
     number = best_number(repo, tag) if args.experiment is None else args.experiment
     if not commit_of(repo, ledger.ref(number)):

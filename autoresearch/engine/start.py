@@ -23,11 +23,14 @@ from rich.console import Console
 from autoresearch.engine.session import Options, Session, read_program
 from autoresearch.files import ROOT
 from autoresearch.propose.model import check_model
+from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.log import Log
+from autoresearch.record.reading import search_tags
 from autoresearch.record.repository import changed, current_branch
 from autoresearch.settings import Settings
 from autoresearch.text import fail
 
+CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
 LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 
 # -----------------------------------------------------------------------------
@@ -38,7 +41,7 @@ def check_arguments(args: Namespace) -> None:
     """The command line by itself."""
     if args.hours is None and args.experiments is None:
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
+    if args.tag and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
         fail(f"--tag {args.tag} should be letters, digits, - and _")
     check_session_arguments(args)
     for name, least in (("experiments", 1), ("max_cost", 0)):
@@ -85,6 +88,17 @@ def check_files(repo: git.Git, tag: str) -> str:
     return f"on {current}, nothing that a search would write over is uncommitted"
 
 
+def default_tag(repo: git.Git) -> str:
+    """Today's date; but a search that has its tag from there, too, and was cut short these days, goes on."""
+    dated = [tag for tag in search_tags(repo) if re.fullmatch(r"[a-z]{3}\d\d", tag)]
+    if dated:
+        ledger = Ledger(repo, dated[0])
+        read_journal(ledger)
+        if ledger.sittings and ledger.sittings[-1].cut_short and time.time() - ledger.sittings[-1].last < CUT_SHORT:
+            return ledger.tag
+    return time.strftime("%b%d").lower()
+
+
 def check_program(max_cost: float | None) -> tuple[Settings, str]:
     """program.md's settings and instructions."""
     try:
@@ -125,7 +139,7 @@ def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
         return check_program(args.max_cost)[0]
 
     return {
-        "files and git": lambda: check_files(repo, args.tag),
+        "files and git": lambda: check_files(repo, args.tag or default_tag(repo)),
         "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
         "prepared data": lambda: check_data(args),
         "proposer": lambda: check_proposer(args.proposer, settings()),

@@ -60,6 +60,7 @@ class Sitting:
     experiments: int | None  # --experiments
     last: float  # time.time() of the last that is known of it
     reason: str = ""  # why it ended; "" while it runs, and for ever where it was killed
+    cut_short: bool = True  # by a kill, a stop or a fault; not by its hours, its experiments or its cost
 
 
 @dataclass(eq=False)
@@ -225,8 +226,8 @@ def take_in(ledger: Ledger, event: dict) -> None:
     elif kind == "session":
         ledger.sittings.append(Sitting(**event, start=at, last=at))
     if ledger.sittings:
-        reason = event["reason"] if kind == "ended" else ""
-        ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], last=at, reason=reason)
+        reason, cut_short = (event["reason"], event.get("cut_short", False)) if kind == "ended" else ("", True)
+        ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], last=at, reason=reason, cut_short=cut_short)
 
 
 def note(ledger: Ledger, event: str, values: dict) -> None:

@@ -101,14 +101,19 @@ def process_is_there(process: int) -> bool:
     return True
 
 
-def find_tag(repo: git.Git, tag: str | None) -> str:
-    """The tag of a search that is there; without a tag that of the search that was last at work."""
+def search_tags(repo: git.Git) -> list[str]:
+    """The tags of all searches that are there; first that of the one that was last at work."""
     refs = ["refs/heads/autoresearch/", "refs/autoresearch/"]
     found = run_git(repo, "for-each-ref", "--sort=-committerdate", "--format=%(refname)", *refs).splitlines()
     names = [ref.removeprefix("refs/").removeprefix("heads/").split("/")[1] for ref in found]
     searched = {ref.split("/")[2] for ref in found if ref.startswith("refs/autoresearch/")}
     offered = {f"{name}-pruned" for name in names} - searched  # by an ablation: a branch, but no search
-    tags = [name for name in dict.fromkeys(names) if name not in offered]
+    return [name for name in dict.fromkeys(names) if name not in offered]
+
+
+def find_tag(repo: git.Git, tag: str | None) -> str:
+    """The tag of a search that is there; without a tag that of the search that was last at work."""
+    tags = search_tags(repo)
     if not tags:
         fail("there is no search here yet; begin one: python agent_loop.py --demo")
     if tag and tag not in tags:
