@@ -6,10 +6,10 @@ The loop: propose an edit of train.py, train it, judge the number, let git keep 
     python agent_loop.py --hours 48 --gpus all           # one experiment per GPU at a time; or --gpus 0,1,3
     python agent_loop.py --hours 48 --ray auto           # one per GPU of a Ray cluster
     python agent_loop.py --hours 8 --proposer constants  # no LLM: changes of constants, the baseline to beat
-    python agent_loop.py --hours 8 --command 'claude -p "improve train.py as program.md says"'
-    python agent_loop.py VERB --help                     # something else than a search: VERBS, below
+    python agent_loop.py --hours 8 --command '...'        # any coding agent: docs/command.md
+    python agent_loop.py VERB --help                     # status report check profile propose ablate promote
 
-The same command again goes on where the last one stopped, however it stopped. Steer by editing program.md at any time.
+The same command again goes on where the last one was stopped, whatever stopped it. Steer by editing program.md at any time.
 
 One engine for every size: a queue of proposals and N slots. The proposer writes ahead while the slots train. Threads
 only wait for a training or for the proposer; all decisions are made here, one after the other, in the journal's order.
@@ -21,7 +21,7 @@ What is written, and in which order, so that a kill at any point loses nothing:
   4. the commit again, with the whole row in its message, and the ref on that: from here on the experiment counts
   5. the row in results.tsv
   6. for a keep: the branch autoresearch/<tag> moves to the commit, train.py follows
-What a kill left out is caught up with from what was written before it: a row from its commit, a verdict from the
+What a kill left undone is made from what was written before it: a row from its commit, a verdict from the
 journal. A commit without a verdict trains again, a proposal without a commit waits on.
 """
 
@@ -237,7 +237,7 @@ def main() -> None:
             run_session(session, ledger, queue)
         except (OSError, GitCommandError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
             reason = getattr(error, "stderr", "") or str(error)
-            fail(f"{one_line(reason)}; mend that, and the same command goes on")
+            fail(f"{one_line(reason)}; fix that and run the same command again")
     if session.blocked:
         sys.exit(1)
 

@@ -1,14 +1,14 @@
 """
-Which of the kept changes still pull their weight? Every one is taken out and put in again, in a designed set of runs:
+Which of the kept changes still help? Every one is taken out and put in again, in a designed set of runs:
 
     python agent_loop.py ablate --tag nov22
     python agent_loop.py ablate --tag nov22 --hours 4 --gpus all
     python agent_loop.py ablate --tag nov22 --fixed 4,9        # these stay in
     python agent_loop.py ablate --tag nov22 --review           # the proposer looks each removal through
-    python agent_loop.py ablate --tag nov22 --review --command 'claude -p "Read README.md here and do what it says."'
+    python agent_loop.py ablate --tag nov22 --review --command '...'    # a coding agent does
 
-It writes runs/<tag>/ablation.json and ablation.png. The train.py without what does nothing is measured beside the best
-and, where it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothing else is touched. The same command
+It writes runs/<tag>/ablation.json and ablation.png. The train.py without useless changes is measured beside the best
+and, if it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothing else is touched. The same command
 again goes on where it stopped. docs/prove.md says how it is done.
 """
 
@@ -94,7 +94,7 @@ def settled_factors(bench: Bench, problem: Problem, marked: set[int], rewritten:
     """The factors, each taken out for a short run; every combination of the design is a train.py that may run."""
     keeps = kept_changes(bench.ledger)
     if unknown := marked - {keep.number for keep in keeps}:
-        fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: no kept change; kept are: {numbers_of(keeps)}")
+        fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: not a kept change; kept: {numbers_of(keeps)}")
     while True:
         factors = find_factors(keeps, problem, marked, rewritten)
         while joined := join_for(factors, problem, all_rows(factors)):
@@ -106,7 +106,7 @@ def settled_factors(bench: Bench, problem: Problem, marked: set[int], rewritten:
         missing = [trial for trial in trials if trial.key not in bench.done]
         if not missing:
             return factors
-        bench.session.log.say(f"does each change come out by itself? short runs: {time_text(bench, missing)}")
+        bench.session.log.say(f"can each change be removed alone? short runs: {time_text(bench, missing)}")
         run_trials(bench, trials)
 
 

@@ -159,6 +159,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
     """All that the proposer may know at this moment."""
     options, settings = session.options, session.settings
     late = options.deadline - run_seconds(ledger, options.time_budget)
+    deadline = min(late, time.time() + settings.proposal_timeout)
     return Context(
         number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
         failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
@@ -170,10 +171,10 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         folder=ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger),
         notebook=ledger.folder / "notebook.md",
         spent=ledger.spent + queue.spent,
-        deadline=min(late, time.time() + settings.proposal_timeout),
+        deadline=deadline,
         forbidden=functools.partial(forbidden, ledger),
         should_stop=lambda: session.ending,
-        profile=functools.partial(profile_experiment, session, ledger, queue, late),
+        profile=functools.partial(profile_experiment, session, ledger, queue, deadline),
         **about_search(session, ledger),
         **what_is_left(session, ledger, queue),
     )

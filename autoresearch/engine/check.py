@@ -5,8 +5,8 @@ Is this machine fit for a night? Everything that a search stands on is tried onc
     python agent_loop.py check --hours 48 --json
     AUTORESEARCH_SCALE=cpu python agent_loop.py check --proposer constants
 
-Exit code 0: fit; 1: it works, but not as well as it could; 2: it does not work. A search begins with the cheap part by
-itself: start.needs().
+Exit code 0: fit; 1: it works, but not as well as it could; 2: it does not work. Each search begins with the cheap part
+of this.
 """
 
 import argparse

@@ -106,7 +106,7 @@ def cannot_write(session: Session, folder: Path) -> bool:
     if problem and problem != session.complaint:
         session.log.show(f"waiting: {problem}")
     elif session.complaint and not problem:
-        session.log.say(f"going on: {session.complaint} no longer")
+        session.log.say(f"going on; solved: {session.complaint}")
     session.complaint = problem
     return bool(problem)
 

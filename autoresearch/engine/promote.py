@@ -83,7 +83,7 @@ def announce(bench: Bench, arms: Arms, bound: list[str]) -> None:
             about = f"kept change {row.number} changed DEPTH itself, {old} -> {new}"
             log.say(f"{about}; --depth D sets it for both, --times N for each")
     if bound:
-        log.say(f"no rule of the best's train.py ties these to its depth: {', '.join(bound)}")
+        log.say(f"the best's train.py does not adjust these to its depth: {', '.join(bound)}")
 
 
 def promotion_measure(bench: Bench) -> Measure:

@@ -49,7 +49,7 @@ def ask(bench: Bench, removal: Removal, problem: Problem, folder: Path) -> str:
         if bench.session.stop.is_set() or time.time() > options.deadline:
             raise Stopped("stopped before a removal was looked through") from failure
         if isinstance(failure, CannotPropose):
-            fail(f"{failure}; mend that, and the same command goes on")
+            fail(f"{failure}; fix that and run the same command again")
         raise
     cost = f" (${proposal.usage.cost:.4f})" if proposal.usage.cost else ""
     log.say(f"      {proposal.description}{cost}")

@@ -123,7 +123,7 @@ def check_data(args: Namespace) -> str:
 def check_proposer(proposer: str, settings: Settings) -> str:
     """A key that works and a model that is there and takes these settings, where one is needed."""
     if proposer != "anthropic":
-        return f"{proposer}, which needs no key"
+        return f"{proposer}, for which no key is checked"
     problem, warnings = check_model(settings)
     if problem:
         fail(problem)

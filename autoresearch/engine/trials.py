@@ -142,7 +142,7 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
         except Stopped as stopped:
             session.log.say(f"{stopped}; the same command goes on")
         except (OSError, ClusterError) as error:
-            fail(f"{one_line(str(error))}; mend that, and the same command goes on")
+            fail(f"{one_line(str(error))}; fix that and run the same command again")
         finally:
             session.stop.set()
             for slot in bench.slots:

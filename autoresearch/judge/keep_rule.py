@@ -4,7 +4,7 @@ The keep rule: from val_bpb numbers alone, is a candidate better than the best s
 The problem. Two runs of one train.py on two seeds differ by about sigma * sqrt(2). Most changes are worth little or do
 harm, so among the numbers below the best's many are lucky ones: a quarter of what a greedy loop keeps is noise. And
 what it kept last was chosen for its number, so that number is too good (the winner's curse): the bar is too high for
-good small changes, and the reported best is a promise that no rerun holds.
+good small changes, and reruns of the reported best come out worse.
 
 The method, all of it in closed form. The first two parts are in noise.py, the next and the belief of the best in
 belief.py, the rest is here:

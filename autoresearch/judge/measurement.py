@@ -183,7 +183,7 @@ def check_integrity(paths: list[Path], expected: dict[str, list]) -> str:
             changed.append(path.name + (" is missing" if not now else " has changed"))
         else:
             known[0] = now
-    return f"{', '.join(changed)} since this search began; restore it, or begin a new search" if changed else ""
+    return f"{', '.join(changed)} since this search began" if changed else ""
 
 
 def check_fingerprint(data: Path) -> str:

@@ -5,10 +5,10 @@ It imports torch once, and then waits at a socket (its standard input) for model
 tensors.bin, as open files. For each it forks a child, so that nothing of one model is left for the next, and answers
 with a line of JSON: the number, or why there is none. autoresearch/run/scoring.py starts it, in a sandbox of its own.
 
-Each row is scored once, in an order that nobody can know beforehand. Then once more, beside other rows, and from a
-place of its own on, as secret, with another row's text: no loss before that place may change. Each place is the first
-of that text in as many rows as any other. So a look at later tokens or at other rows shows, wherever it is; a memory
-has nowhere to be.
+Each row is scored once, in an order that nobody can know beforehand. Then once more, beside other rows, and with
+another row's text from a secret place on: no loss before that place may change. Each place is used in as many rows as
+any other. So a model that looks at later tokens or at other rows, at whatever place, is found. It cannot remember
+earlier rows.
 """
 
 import json

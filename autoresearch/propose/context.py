@@ -92,7 +92,7 @@ class Context:
     used: Usage = field(default_factory=Usage)  # by this proposal so far: set by the proposer while it is at work
     tag: str = ""  # of the search
     diffs: Callable[[list[int]], dict[int, str]] = lambda numbers: {}  # of several experiments, by number: one git call
-    profile: Callable[[int], str] = lambda number: ""  # where a step's time goes; waits for a slot; ValueError
+    profile: Callable[[int], str] = lambda number: "none is made here"  # waits for a slot; ValueError
 
     @property
     def best(self) -> Row:

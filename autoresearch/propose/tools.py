@@ -36,8 +36,9 @@ EDITOR_TOOL = """Edit train.py, or your notebook.md. str_replace: replace old_st
 new_str. insert: put insert_text behind line insert_line (0: at the top). create: write the whole file, file_text.
 view: show its lines, with numbers; view_range [first, last], -1 for the end. Prefer several small str_replace calls in
 one answer to one long one; create is for an empty notebook."""
-READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, or its notes
-(why it was tried, what was expected, how it was judged)."""
+READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, its notes (why
+it was tried, what was expected, how it was judged), or its profile: where the time of a step goes. A profile that is
+not there yet is made when a slot is free, which can take as long as a run."""
 CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary. It takes
 seconds. submit does the same by itself, once for each text, so call it only to look at something before."""
 SUBMIT_TOOL = "Submit train.py, as edited, as the next experiment. It is checked; what is wrong comes back as an error."
@@ -61,7 +62,7 @@ EDITOR = tool(
 READ = tool(
     "read_experiment",
     READ_TOOL,
-    {"number": WHOLE, "what": {"type": "string", "enum": ["diff", "log", "notes"]}},
+    {"number": WHOLE, "what": {"type": "string", "enum": ["diff", "log", "notes", "profile"]}},
 )
 CHECK = tool("check", CHECK_TOOL, {})
 SUBMIT = tool(

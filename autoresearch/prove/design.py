@@ -3,7 +3,7 @@ Which combinations of factors to run: two levels each, in (1) and out (-1), in m
 
 Up to three factors all combinations are run. More: a Plackett-Burman design, folded over, that is each row and its
 mirror (Box and Wilson 1951). In the difference of a row and its mirror whatever two factors do together cancels, so
-what each is worth by itself is seen clear of pairs, with 2 x the next multiple of 4 runs instead of 2^factors. The best
+what each is worth by itself is seen clear of pairs, in a few dozen runs instead of 2^factors. The best
 (all in) and the baseline (all out) are a pair of it.
 """
 

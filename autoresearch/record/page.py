@@ -1,7 +1,7 @@
 """
 report.html: what a search found, as one self-contained page. page.html is its template; here is what that shows.
 
-The charts are SVG by hand: a few hundred dots that say what they are need no library.
+The charts are SVG by hand: a few hundred dots with texts need no library.
 """
 
 import math

@@ -195,9 +195,7 @@ def promotion_lines(report: dict[str, Any]) -> list[str]:
     lines = [line for line in (promotion_line(report), test_line(report)) if line]
     transfer, time, horizon = report["transfer"], report["time"], report["horizon"]
     if transfer["value"] is not None:
-        lines.append(
-            f"of the gain in the search {transfer['value']:.0%} ± {transfer['standard_error'] or 0:.0%} is there"
-        )
+        lines.append(f"{transfer['value']:.0%} ± {transfer['standard_error'] or 0:.0%} of the search's gain is there")
     if report["predicted_seconds"]:
         lines.append(f"predicted from what a second is worth to the baseline: {report['predicted_seconds']:.0f} s")
     if time:
@@ -210,7 +208,7 @@ def promotion_lines(report: dict[str, Any]) -> list[str]:
             f"it needs {split['tokens']:.0%} of the tokens, and a token takes {split['cost_per_token']:.0%} of the time"
         )
     if report["bound"]:
-        lines.append(f"bound to the depth they were tuned at, as no rule ties them to it: {', '.join(report['bound'])}")
+        lines.append(f"tuned at the searched depth, and not adjusted to this one: {', '.join(report['bound'])}")
     return lines
 
 

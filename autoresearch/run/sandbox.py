@@ -155,7 +155,7 @@ def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = N
     )
     if sys.platform != "linux":
         bounds = f"files of {limits['disk'] / GB:.0f} GB, {limits['disk'] / GB:.0f} GB disk in its folder"
-    guard = f"limits of a run: {bounds}; what it started ends with it"
+    guard = f"limits of a run: {bounds}; its children end with it"
     if mode != "off" and not bubblewrap_problem():
         seen = (
             "sees the system, Python and the training rows read-only, writes only its own folder and the compile caches"
