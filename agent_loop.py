@@ -9,7 +9,7 @@ The loop: propose an edit of train.py, train it, judge the number, let git keep 
     python agent_loop.py --hours 8 --command '...'        # any coding agent: docs/command.md
     python agent_loop.py VERB --help                     # status report check profile propose ablate promote
 
-The same command again goes on where the last one was stopped, whatever stopped it. Steer by editing program.md at any time.
+The same command again goes on where the last one was stopped. Steer by editing program.md at any time.
 
 One engine for every size: a queue of proposals and N slots. The proposer writes ahead while the slots train. Threads
 only wait for a training or for the proposer; all decisions are made here, one after the other, in the journal's order.
