@@ -52,7 +52,7 @@ from autoresearch.engine.start import add_slots, check_arguments, default_tag, l
 from autoresearch.files import ROOT
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
-from autoresearch.record.ledger import Ledger, commit_results, note
+from autoresearch.record.ledger import Ledger, commit_results, keep_table, note
 from autoresearch.record.report import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
 from autoresearch.record.restore import open_ledger
@@ -166,6 +166,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         for slot in queue.slots:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
+        keep_table(ledger)
         commit_results(ledger.repo, ledger.branch, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
     known = knowledge(ledger, session.options.scale)
@@ -213,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
         args.experiments = args.experiments or DEMO_EXPERIMENTS
         args.slots = args.slots or min(4, os.cpu_count() or 1)
         args.tag = args.tag or "demo"
-    args.proposer = args.proposer or ("constants" if args.demo else "command" if args.command else "anthropic")
+    args.proposer = args.proposer or ("command" if args.command else "constants" if args.demo else "anthropic")
     return args
 
 

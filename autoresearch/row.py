@@ -110,6 +110,11 @@ def row_of_message(commit: str, message: str) -> Row | None:
         return None
 
 
+def subject_of(message: str) -> str:
+    """The description of an experiment, from its commit message."""
+    return re.sub(r"^\d+: ", "", message.partition("\n")[0])
+
+
 def runs_of(row: Row) -> Runs:
     """The runs that a row was judged by."""
     return {int(seed): float(val_bpb) for seed, val_bpb in (run.split(":") for run in row.runs.split())}

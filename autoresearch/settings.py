@@ -111,6 +111,10 @@ class Settings:
     )
     keep: KeepRule = setting(KeepRule(), "when a change is kept: [judging.md](judging.md)")
 
+    def seconds_of_run(self, budget: int) -> float:
+        """Seconds of wall-clock time after which a run that trains for `budget` seconds is killed."""
+        return self.kill_after or max(2 * budget, budget + 180)
+
 
 # -----------------------------------------------------------------------------
 # Reading

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from autoresearch.judge.belief import after_candidate, start
-from autoresearch.judge.keep_rule import NEAR_MISS, confirmed_best, fresh_seeds, judge, reconsider
+from autoresearch.judge.keep_rule import confirmed_best, fresh_seeds, judge, reconsider
 from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
 from autoresearch.nouns import Noise
 from autoresearch.settings import KeepRule
@@ -30,6 +30,7 @@ BASELINE = 0.998
 SEEDS = 64
 REPLICATIONS = {125: 700, 700: 120}  # of the first table
 RULE = KeepRule()
+NEAR_MISS = 0.3  # a discard as probable as this is worth another look while the same best stands
 PRIOR = Noise(SIGMA, 7)  # as published for the h100 scale
 
 # -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from loop_helpers import (
     wait_for,
 )
 
+from agent_loop import parse_arguments
 from autoresearch.files import append_line
 from autoresearch.record.ledger import read_rows
 from autoresearch.row import HEADER, row_line, row_message, row_of_message
@@ -323,6 +325,9 @@ def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
         ("true", ["--hours", "-1"], "--hours -1.0 is not more than 0"),
         ("true", ["--experiments", "0"], "--experiments 0 is not 1 or more"),
         ("true", ["--experiments", "1", "--tag", "a b"], "--tag a b should be"),
+        ("true", ["--experiments", "1", "--tag", "lock"], "runs/lock is not a search's"),
+        ("true", ["--experiments", "1", "--tag", "check"], "runs/check is not a search's"),
+        ("true", ["--experiments", "1", "--tag", "propose"], "runs/propose is not a search's"),
         ("true", ["--experiments", "1", "--proposer", "command"], "--proposer command needs --command"),
         ("true", ["--experiments", "1"], "ANTHROPIC_API_KEY is not set"),
         ("true", ["--experiments", "1", "--command", "x", "--max-cost", "-1"], "--max-cost -1.0 is not 0 or more"),
@@ -346,6 +351,16 @@ def test_a_bad_start_is_one_line_and_touches_nothing(repo, breakage, args, messa
     assert not (repo / "runs/t").exists()
     if (repo / ".git").exists():
         assert git(repo, "branch", "--format=%(refname:short)") == "main"
+
+
+@pytest.mark.parametrize(
+    ("words", "proposer"),
+    [("--demo", "constants"), ("--demo --command x", "command"), ("--demo --proposer anthropic", "anthropic")],
+)
+def test_the_demo_proposes_as_it_is_told(words, proposer, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["agent_loop.py", *words.split()])
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    assert parse_arguments().proposer == proposer
 
 
 def test_a_search_at_the_cpu_scale_prepares_its_data_itself(repo, tmp_path):
@@ -436,7 +451,7 @@ def test_a_row_survives_the_table(tmp_path):
     assert dataclasses.replace(back, **same) == dataclasses.replace(row, **same)
 
 
-def test_a_search_keeps_the_budget_that_it_began_with(prepared, tmp_path):
+def test_a_search_keeps_the_scale_and_the_budget_that_it_began_with(prepared, tmp_path):
     repo = make_repository(tmp_path / "repo")
     options = ("--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
     first = run_loop(repo, *options)
@@ -448,6 +463,10 @@ def test_a_search_keeps_the_budget_that_it_began_with(prepared, tmp_path):
     measure.write_text(measure.read_text().replace('"time_budget": 20', '"time_budget": 6'))
     done = run_loop(repo, *options)
     assert done.returncode == 0 and "6 paced s a run" in done.stdout, "where nobody names a budget it is the search's"
+    measure.write_text(measure.read_text().replace('"clock": "paced"', '"clock": "wall"'))
+    refused = "error: the search t is of scale h100, not cpu; set AUTORESEARCH_SCALE=h100, or start another --tag\n"
+    assert run_loop(repo, *options).stderr == refused
+    assert start_loop(repo, program=(PRINTED_LOOP, "profile")).communicate(timeout=60)[1] == refused
 
 
 def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_path):

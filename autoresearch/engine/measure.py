@@ -40,15 +40,27 @@ def load_measure(folder: Path, scale: str) -> Measure:
     return measure
 
 
+def expected_of(folder: Path) -> dict[str, Any]:
+    """What the search in a folder expects of its runs; {} where none was begun."""
+    path = folder / "measure.json"
+    return json.loads(path.read_text())["expected"] if path.exists() else {}
+
+
 def keep_budget(folder: Path) -> None:
     """Have a search's runs train as long as they did, like the demo's, where the user names no time.
 
     It has to be asked before prepare_data.py is imported, which reads the variable.
     """
-    path = folder / "measure.json"
-    budget = json.loads(path.read_text())["expected"]["time_budget"] if path.exists() else 0
-    if budget:
+    if budget := expected_of(folder).get("time_budget"):
         os.environ.setdefault("AUTORESEARCH_BUDGET", str(budget))
+
+
+def check_scale(folder: Path, scale: str) -> None:
+    """End the program where the search in a folder is of another scale: no numbers would compare."""
+    before = {"paced": "cpu", "wall": "h100"}.get(expected_of(folder).get("clock", ""), scale)
+    if before != scale:
+        mend = f"set AUTORESEARCH_SCALE={before}, or start another --tag"
+        fail(f"the search {folder.name} is of scale {before}, not {scale}; {mend}")
 
 
 def check_budget(measure: Measure, tag: str) -> None:

@@ -20,7 +20,7 @@ import git
 
 from autoresearch.engine.queue import Candidate, Queue, Slot, Task
 from autoresearch.engine.session import Session
-from autoresearch.engine.start import check_program, locked
+from autoresearch.engine.start import check_data, check_program, locked
 from autoresearch.files import ROOT, replace_file
 from autoresearch.nouns import Proposal, RunResult
 from autoresearch.record.ledger import Ledger, profile_path, read_experiment
@@ -101,13 +101,11 @@ def make_profile(ledger: Ledger, number: int) -> str:
     """Run the steps here and now. Ends the program with one line if they cannot be profiled."""
     import prepare_data
 
-    prepare_data.read_meta()
     settings, _ = check_program(None)
-    budget = prepare_data.TIME_BUDGET
     options = RunOptions(
         scale=prepare_data.SCALE,
         seed=prepare_data.SEED,
-        kill_after=settings.kill_after or max(2 * budget, budget + 180),
+        kill_after=settings.seconds_of_run(prepare_data.TIME_BUDGET),
         sandbox=settings.sandbox,
         memory_gb=settings.memory_gb,
     )
@@ -131,6 +129,7 @@ def main(arguments: list[str]) -> None:
     path = profile_path(ledger, number)
     if not path.is_file():
         with locked(ROOT / "runs", print):
+            check_data(tag, None)
             print(f"profiling experiment {number}: some steps of its train.py", file=sys.stderr)
             make_profile(ledger, number)
     print(f"experiment {number} of {ledger.branch}, kept in {path.relative_to(ROOT)}\n\n{path.read_text()}", end="")

@@ -20,9 +20,10 @@ from autoresearch.engine.fitting import on_best
 from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal, RunResult, Usage
 from autoresearch.propose.context import Context
-from autoresearch.record.ledger import Ledger, note_failure, subject_of, write_experiment
+from autoresearch.record.ledger import Ledger, note_failure, write_experiment
 from autoresearch.record.log import Log
-from autoresearch.record.repository import commit_of, experiment_refs
+from autoresearch.record.repository import commit_of, experiment_refs, repair_ref
+from autoresearch.row import subject_of
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
 from autoresearch.text import one_line
@@ -212,16 +213,23 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
     for path in [*left, *sorted((ledger.folder / "proposals").glob("*/proposal.json"))]:
         values = json.loads(path.read_text())
         proposal = stored_proposal(values, (path.parent / "train.py").read_text())
-        queue.waiting.append(Waiting(proposal, values["base"], path.parent))
+        if values["base"] >= 0:  # the baseline begins by itself
+            queue.waiting.append(Waiting(proposal, values["base"], path.parent))
 
 
 def restore_candidate(ledger: Ledger, number: int) -> Candidate:
-    """An experiment from its commit and, where it is still there, its folder."""
+    """An experiment from its commit and, where it is still there, its folder: a repair may have no commit yet."""
     path, source = ledger.experiment_folder(number) / "proposal.json", ledger.source_of(number)
+    commit, message = ledger.message_of(number)
     if path.exists():
         values = json.loads(path.read_text())
-        return Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
-    commit, message = ledger.message_of(number)
+        crashed = commit_of(ledger.repo, repair_ref(ledger.tag, number, values["repairs"] - 1))
+        if commit == crashed:
+            source = (path.parent / "train.py").read_text()
+        candidate = Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
+        if commit == crashed:
+            commit_candidate(ledger, candidate)
+        return candidate
     parent = commit_of(ledger.repo, f"{commit}^")[:7]
     bases = [row.number for row in ledger.kept if row.commit == parent] or [row.number for row in ledger.kept]
     return Candidate(number, Proposal(subject_of(message), source), bases[-1] if bases else -1)

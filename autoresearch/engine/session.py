@@ -59,12 +59,6 @@ class Session:
     def ending(self) -> bool:
         return self.stop.is_set() or bool(self.blocked)
 
-    @property
-    def kill_after(self) -> float:
-        """Seconds of wall-clock time for one run."""
-        budget = self.options.time_budget
-        return self.settings.kill_after or max(2 * budget, budget + 180)
-
 
 def note_start(session: Session, ledger: Ledger, slots: int) -> None:
     """Tell the journal of this session; `status` reads from it what runs now, and how its hours were spent."""

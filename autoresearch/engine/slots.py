@@ -76,7 +76,7 @@ def start_run(
     options = RunOptions(
         scale=session.options.scale,
         seed=task.seed,
-        kill_after=session.kill_after,
+        kill_after=settings.seconds_of_run(session.options.time_budget),
         sandbox=settings.sandbox,
         memory_gb=settings.memory_gb,
         runs_at_once=slots,

@@ -20,6 +20,7 @@ from typing import TextIO
 import git
 from rich.console import Console
 
+from autoresearch.engine.measure import check_scale
 from autoresearch.engine.session import Options, Session, read_program
 from autoresearch.files import ROOT
 from autoresearch.propose.model import check_model
@@ -30,6 +31,7 @@ from autoresearch.record.repository import changed, current_branch
 from autoresearch.settings import Settings
 from autoresearch.text import fail
 
+TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
 LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 
@@ -43,6 +45,8 @@ def check_arguments(args: Namespace) -> None:
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
     if args.tag and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
         fail(f"--tag {args.tag} should be letters, digits, - and _")
+    if args.tag in TAKEN:
+        fail(f"--tag {args.tag} cannot be: runs/{args.tag} is not a search's; take another name")
     check_session_arguments(args)
     for name, least in (("experiments", 1), ("max_cost", 0)):
         value = getattr(args, name)
@@ -107,11 +111,12 @@ def check_program(max_cost: float | None) -> tuple[Settings, str]:
         fail(f"program.md: {error}")
 
 
-def check_data(args: Namespace) -> str:
-    """A device for the scale, and its prepared data. At the cpu scale they are made here: it takes seconds."""
+def check_data(tag: str, ray: str | None) -> str:
+    """The search's scale, a device for it, and its prepared data. The cpu scale's are made here: it takes seconds."""
     import prepare_data
 
-    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not args.ray:
+    check_scale(ROOT / "runs" / tag, prepare_data.SCALE)
+    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not ray:
         fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
     if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
         print("preparing data from this Python's own standard library, once")
@@ -135,13 +140,15 @@ def check_proposer(proposer: str, settings: Settings) -> str:
 def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
     """What a search stands on, the cheapest first: each check returns what it found, or ends the program by fail()."""
 
+    tag = args.tag or default_tag(repo)
+
     def settings() -> Settings:
         return check_program(args.max_cost)[0]
 
     return {
-        "files and git": lambda: check_files(repo, args.tag or default_tag(repo)),
+        "files and git": lambda: check_files(repo, tag),
         "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
-        "prepared data": lambda: check_data(args),
+        "prepared data": lambda: check_data(tag, args.ray),
         "proposer": lambda: check_proposer(args.proposer, settings()),
     }
 

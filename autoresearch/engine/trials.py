@@ -126,7 +126,7 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     args.tag = find_tag(repo, args.tag)
     keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
-        check_data(args)
+        check_data(args.tag, args.ray)
         session = new_session(args, started, lock, f"{verb}.log")
         ledger, _ = read_search(repo, args.tag)
         check_search(ledger, session.options.scale)

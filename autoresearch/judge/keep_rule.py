@@ -41,8 +41,6 @@ from autoresearch.nouns import Estimate, Noise, Runs, Verdict
 from autoresearch.settings import KeepRule
 from autoresearch.text import plural
 
-NEAR_MISS = 0.3  # a discard as probable as this is worth another look while the same best stands
-
 # -----------------------------------------------------------------------------
 # The verdict
 

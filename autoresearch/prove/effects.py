@@ -23,7 +23,7 @@ LACK_OF_FIT = 0.01  # the probability below which scatter is not the runs' noise
 class Pair:
     """A row and its mirror, on one seed."""
 
-    levels: tuple[int, ...]  # of the row
+    levels: tuple[int, ...]  # of the row, in which some factor is in
     row: float  # val_bpb
     mirror: float
     seed: int
@@ -77,7 +77,6 @@ def analyse(pairs: list[Pair], noise: Noise) -> Effects:
         Worth(float(g), float(e), float(g - width * e), float(g + width * e), float(p), v) for g, e, p, v in columns
     ]
     corners = [pair.mirror - pair.row for pair in pairs if min(pair.levels) > 0]
-    corners += [pair.row - pair.mirror for pair in pairs if max(pair.levels) < 0]
     return Effects(
         worths,
         sigma,

@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import json
 import math
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +276,12 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     replace_file(path, HEADER + "".join(map(row_line, rows)))
 
 
+def keep_table(ledger: Ledger) -> None:
+    """Write results.tsv anew where it was deleted meanwhile."""
+    if not ledger.results.exists():
+        write_rows(ledger.results, ledger.rows)
+
+
 def commit_results(repo: git.Git, branch: str, message: str) -> None:
     """results.tsv as it is on disk, as a commit on top of `branch`."""
     head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
@@ -313,6 +318,7 @@ def write_result(ledger: Ledger, row: Row, base: int, source: str, subject: str,
     message = row_message(f"{row.number:04d}: {subject}", facts, row)
     commit = commit_file(ledger.repo, parent_of(ledger, base), "train.py", source, message, ledger.ref(row.number))
     row = dataclasses.replace(row, commit=commit[:7])
+    keep_table(ledger)
     append_line(ledger.results, row_line(row))
     ledger.rows.append(row)
     return row
@@ -330,11 +336,12 @@ def move_branch(ledger: Ledger, number: int) -> str:
 
 
 def follow_best(ledger: Ledger, before: str) -> str:
-    """train.py becomes the branch's, unless someone edited it meanwhile: a user's edit is never overwritten.
+    """train.py becomes the branch's, also where it is gone; a user's edit is never overwritten.
 
     Returns "", or a line that says that it was left alone.
     """
-    on_disk = (ROOT / "train.py").read_text()
+    path = ROOT / "train.py"
+    on_disk = path.read_text() if path.exists() else before
     if current_branch(ledger.repo) != ledger.branch or on_disk not in (before, branch_source(ledger)):
         return (
             f"train.py was changed by hand and is left alone; the best is: git show {ledger.branch}:train.py; "
@@ -388,8 +395,3 @@ def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
     text = run_git(ledger.repo, "show", "--no-color", "--format=%x00%s", *refs, "--", "train.py", strip=False)
     parts = [part.partition("\n") for part in text.split("\0")[1:]]
     return {int(subject.partition(":")[0]): diff.lstrip("\n") for subject, _, diff in parts}
-
-
-def subject_of(message: str) -> str:
-    """The description of an experiment, from its commit message."""
-    return re.sub(r"^\d+: ", "", message.partition("\n")[0])

@@ -13,9 +13,9 @@ from pathlib import Path
 import git
 
 from autoresearch.files import ROOT
-from autoresearch.record.ledger import Ledger, read_journal, read_rows, subject_of
+from autoresearch.record.ledger import Ledger, read_journal, read_rows
 from autoresearch.record.repository import run_git
-from autoresearch.row import Row, row_of_message
+from autoresearch.row import Row, row_of_message, subject_of
 from autoresearch.text import fail, last_lines
 
 FRESH = 120.0  # seconds since a loop gave its last sign of life; it gives several a second

@@ -115,6 +115,11 @@ def file_at(repo: git.Git, commit: str, name: str) -> str:
     return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
 
 
+def is_within(repo: git.Git, commit: str, ref: str) -> bool:
+    """Whether a commit is in the history of a ref."""
+    return run_git(repo, "merge-base", commit, ref, check=False) == commit
+
+
 def experiment_ref(tag: str, number: int) -> str:
     return f"refs/autoresearch/{tag}/{number:04d}"
 
@@ -135,13 +140,17 @@ def experiment_refs(repo: git.Git, tag: str) -> dict[int, int]:
 # Writing
 
 
-def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, ref: str) -> str:
+def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, ref: str, merged: str = "") -> str:
     """Commit the tree of `parent` with `text` as its file `name`, and let `ref` point there. Returns the full hash.
 
-    One git process does it all (git fast-import); nothing else changes: no index, no working tree.
+    `merged`: a second parent, whose tree has no part in it.
+    One git process does it all (git fast-import); nothing else changes: no index, no working tree. Its date is later
+    than the parent's, whatever the clock says: what was kept is read in this order.
     """
-    head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {int(time.time())} +0000\n".encode()
-    body = b"from %s\nM 100644 inline %s\n" % (parent.encode(), name.encode())
+    date = max(int(time.time()), 1 + int(run_git(repo, "show", "-s", "--format=%ct", parent)))
+    head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {date} +0000\n".encode()
+    parents = f"from {parent}\n" + (f"merge {merged}\n" if merged else "")
+    body = f"{parents}M 100644 inline {name}\n".encode()
     with tempfile.TemporaryFile() as stream:
         stream.write(head + data_block(message) + body + data_block(text) + b"get-mark :1\ndone\n")
         stream.seek(0)

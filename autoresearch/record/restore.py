@@ -9,7 +9,17 @@ import git
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, commit_results, follow_best, read_journal, read_rows, write_rows
 from autoresearch.record.log import Log
-from autoresearch.record.repository import changed, commit_of, current_branch, experiment_refs, file_at, run_git
+from autoresearch.record.repository import (
+    changed,
+    commit_file,
+    commit_of,
+    current_branch,
+    experiment_refs,
+    file_at,
+    is_within,
+    run_git,
+    same_file,
+)
 from autoresearch.row import HEADER, Row, row_of_message
 from autoresearch.text import fail, one_line, plural
 
@@ -27,9 +37,7 @@ def open_ledger(repo: git.Git, tag: str, log: Log) -> Ledger:
     read_journal(ledger)
     restore_rows(ledger, fresh, log)
     if ledger.kept:
-        ref = ledger.ref(ledger.best.number)
-        if commit_of(repo, f"{ref}^") == ledger.head:  # killed between row and branch
-            run_git(repo, "update-ref", f"refs/heads/{ledger.branch}", ref)
+        restore_branch(ledger)
     restore_train(ledger, log)
     return ledger
 
@@ -37,26 +45,35 @@ def open_ledger(repo: git.Git, tag: str, log: Log) -> Ledger:
 def rescue_results(ledger: Ledger) -> None:
     """Commit rows that a killed loop left uncommitted on the branch of another tag, before leaving that branch."""
     branch = current_branch(ledger.repo)
-    if branch.startswith("autoresearch/") and branch != ledger.branch:
+    if branch.startswith("autoresearch/") and branch != ledger.branch and ledger.results.exists():
         commit_results(ledger.repo, branch, f"Results of {branch}")
 
 
 def restore_rows(ledger: Ledger, fresh: bool, log: Log) -> None:
-    """The rows of results.tsv, and from their commits those that are missing or damaged there."""
-    rows, broken = ([], []) if fresh else read_rows(ledger.results)
-    present, refs = {row.number for row in rows}, experiment_refs(ledger.repo, ledger.tag)
+    """The rows of results.tsv that are of this search, and from their commits those that are missing or damaged there.
+
+    A branch made from another search's, and that of a clone without its refs, hold rows whose experiments are not here.
+    """
+    found, broken = ([], []) if fresh else read_rows(ledger.results)
+    refs = experiment_refs(ledger.repo, ledger.tag)
+    rows = [row for row in found if row.number in refs]
+    present, foreign = {row.number for row in rows}, len(found) - len(rows)
     messages = [ledger.message_of(number) for number in refs if number not in present]
     lost = [row for message in messages if (row := row_of_message(*message))]
     if lost:
         log.say(f"results.tsv: {plural(len(lost), 'row')} missing there, and back from the commits")
         rows = in_order(ledger, rows, lost, refs)
+    if foreign:
+        where = f"refs/autoresearch/{ledger.tag}/ does not hold"
+        log.say(f"results.tsv: {plural(foreign, 'row')} left out, of experiments that {where}")
     if broken:
         gone = f"{plural(len(broken), 'line')} removed, no row or there twice"
         log.say(f"results.tsv: {gone}: {one_line(broken[0])[:80]}")
-    if fresh or lost or broken or not ledger.results.exists() or not ledger.results.read_text().startswith(HEADER):
+    good = ledger.results.exists() and ledger.results.read_text().startswith(HEADER)
+    if fresh or lost or foreign or broken or not good:
         write_rows(ledger.results, rows)
     ledger.rows = rows
-    ledger.taken = {row.number for row in rows} | set(refs)
+    ledger.taken = set(refs)
 
 
 def in_order(ledger: Ledger, rows: list[Row], lost: list[Row], seconds: dict[int, int]) -> list[Row]:
@@ -74,6 +91,17 @@ def in_order(ledger: Ledger, rows: list[Row], lost: list[Row], seconds: dict[int
         place = next((at for at, other in enumerate(rows) if decided(other) > decided(row)), len(rows))
         rows.insert(place, row)
     return rows
+
+
+def restore_branch(ledger: Ledger) -> None:
+    """The branch has the best: a kill between row and branch is caught up with, by a merge where it went on since."""
+    repo, number, branch = ledger.repo, ledger.best.number, f"refs/heads/{ledger.branch}"
+    best, before = commit_of(repo, ledger.ref(number)), commit_of(repo, f"{ledger.ref(number)}^")
+    if ledger.head == before:
+        run_git(repo, "update-ref", branch, best)
+    elif same_file(repo, branch, before, "train.py") and not is_within(repo, best, branch):
+        message = f"Merge experiment {number}, the best"
+        commit_file(repo, ledger.head, "train.py", ledger.source_of(number), message, branch, merged=best)
 
 
 def restore_train(ledger: Ledger, log: Log) -> None:

@@ -197,6 +197,22 @@ def test_a_run_folder_deleted_in_mid_run_is_no_result(repo):
     check_invariants(repo)
 
 
+@pytest.mark.slow
+def test_a_table_and_a_train_py_deleted_in_mid_search_are_written_again(repo):
+    gone = f"rm {repo}/results.tsv {repo}/train.py; "
+    steps = [gone + set_level(1.9), f"rm {repo}/results.tsv; touch thinking; sleep 600"]
+    loop = start_loop(repo, "--experiments", "2", "--command", proposer_script(repo, steps))
+    wait_until((repo / "runs/t/proposals/0002/work/thinking").exists, loop)
+    loop.terminate()
+    out, err = loop.communicate(timeout=60)
+    assert (loop.returncode, err) == (0, "") and "fault" not in out, out
+    check_invariants(repo)
+    assert len(rows_of(repo)) == 2 and '"reason": "stopped on request"' in (repo / "runs/t/journal.jsonl").read_text()
+    (repo / "results.tsv").unlink()
+    other = run_loop(repo, "--tag", "other", "--experiments", "1", "--command", proposer_script(repo, [set_level(1.8)]))
+    assert other.returncode == 0 and [row.val_bpb for row in rows_of(repo)] == [1.9, 1.8], other.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk that has a little more room than the loop wants, where this machine lets one be made."""

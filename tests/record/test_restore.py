@@ -1,0 +1,86 @@
+"""Coming back to a search: what a kill left half done, and what another search or a clone left on its branch."""
+
+import pytest
+from loop_helpers import (
+    STUB,
+    check_invariants,
+    git,
+    make_repository,
+    make_row,
+    proposer_script,
+    rows_of,
+    run_loop,
+    set_level,
+)
+from rich.console import Console
+
+from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, write_result
+from autoresearch.record.log import Log
+from autoresearch.record.reading import read_search
+from autoresearch.record.repository import open_repository
+from autoresearch.record.restore import open_ledger
+from autoresearch.row import HEADER, row_line
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """A function that opens the search of a tag, in a repository with nothing but its baseline."""
+    folder = make_repository(tmp_path / "repo")
+    for module in ("ledger", "restore"):
+        monkeypatch.setattr(f"autoresearch.record.{module}.ROOT", folder)
+
+    def open_search(tag: str = "t") -> Ledger:
+        return open_ledger(open_repository(folder), tag, Log(Console(), tmp_path / "log"))
+
+    ledger = open_search()
+    write_result(ledger, make_row(), -1, STUB, "baseline", "keep")
+    move_branch(ledger, 0)
+    return open_search
+
+
+@pytest.mark.slow
+def test_a_branch_with_the_rows_of_another_search_begins_with_a_baseline(tmp_path, prepared):
+    """What an ablation offered, or the branch of a clone: the experiments of its rows are not here."""
+    repo = make_repository(tmp_path / "repo")
+    rows = [make_row(), make_row(number=1, commit="abc1235", val_bpb=1.5)]
+    (repo / "results.tsv").write_text(HEADER + "".join(map(row_line, rows)))
+    git(repo, "commit", "-qam", "another's results")
+    git(repo, "branch", "autoresearch/t")
+    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "results.tsv: 2 rows left out, of experiments that refs/autoresearch/t/ does not hold" in done.stdout
+    assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9]
+    check_invariants(repo)
+
+
+def test_a_best_that_a_kill_kept_from_the_branch_gets_there_whatever_was_committed_meanwhile(search):
+    ledger, better = search(), STUB.replace("LEVEL = 2.0", "LEVEL = 1.9")
+    folder = ledger.results.parent
+    write_result(ledger, make_row(number=1, val_bpb=1.9, best=0), 0, better, "better", "keep")  # then it was killed
+    search("other")  # commits the row to the other branch, and leaves it
+    git(folder, "switch", "-q", ledger.branch)
+    (folder / "mine.txt").write_text("mine")
+    git(folder, "add", "mine.txt")
+    git(folder, "commit", "-qm", "mine")
+    ledger = search()
+    assert changed_by_hand(ledger) == "" and (folder / "train.py").read_text() == better
+    assert git(folder, "status", "--porcelain") == "" and (folder / "mine.txt").exists()
+    assert git(folder, "log", "--format=%s", "--", "train.py").splitlines()[0] == "0001: better"
+    head = ledger.head
+    assert search().head == head, "once"
+    assert "left out" not in (folder.parent / "log").read_text(), "a row that came back is no other search's"
+    git(folder, "revert", "--no-edit", "-m", "1", "HEAD")
+    assert "a commit by hand changed it" in changed_by_hand(search())
+
+
+def test_the_best_is_what_was_kept_last_whatever_the_clock_said(search, monkeypatch):
+    ledger = search()
+    monkeypatch.setattr("time.time", lambda: 1.5e9)  # it was set back for years
+    for number in (1, 2):
+        row = make_row(number=number, val_bpb=2 - number / 10, best=number - 1)
+        write_result(ledger, row, number - 1, f"LEVEL = {row.val_bpb}", "better", "keep")
+        assert follow_best(ledger, move_branch(ledger, number)) == ""
+    found, _ = read_search(ledger.repo, "t")
+    assert [row.number for row in found.rows] == [0, 1, 2]
+    ledger.results.unlink()
+    assert [row.number for row in search().rows] == [0, 1, 2]
