@@ -43,13 +43,18 @@ class RunResult:
     """What came of one training. `status`: ok, crash, timeout, interrupted, or invalid if it is not believed."""
 
     status: str
-    seconds: float  # wall-clock, of the whole process
+    seconds: float  # wall-clock, of the whole training process
     val_bpb: float = math.nan
     memory_gb: float = 0.0
     summary: dict[str, float] = field(default_factory=dict)  # the lines after the final ---
     error: str = ""  # one line: why there is no number
     tail: str = ""  # the last lines of the log
     losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
+    extra_seconds: float = 0.0  # for which its slot was taken besides: by a first start, by the scoring
+
+    @property
+    def slot_seconds(self) -> float:
+        return self.seconds + self.extra_seconds
 
 
 FRESH = ("confirm", "beside")  # purposes of runs on fresh seeds: of the best, and of the baseline on the same ones

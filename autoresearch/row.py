@@ -24,7 +24,7 @@ class Row:
     number: int
     gain: float  # over the best it was tried on; nan where there is none
     parent: str  # the commit of that best
-    seconds: float  # wall-clock of its last run
+    seconds: float  # wall-clock of its last training, the scoring not included
     tokens: int
     cost: float  # US dollars
     started: str

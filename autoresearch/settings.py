@@ -81,7 +81,7 @@ class Settings:
     plateau: int = setting(12, "experiments without a keep after which the model is told that it is on a plateau")
     max_refusals: int = setting(3, "proposals in a row that the model declines; then the search ends")
     max_cost: float | None = setting(
-        None, "US dollars of API use in all, held to within one answer of the model. null: no cap"
+        None, "US dollars of API use in all, held to within one answer of each proposer at work. null: no cap"
     )
     prices: Prices | None = setting(
         None,

@@ -259,9 +259,8 @@ def ablate(bench: Bench, marked: set[int], with_review: bool) -> None:
         each["reviewed"] = said.get(each["name"], "")
     after = max(trial.seed for trial in trials) + 1
     try:
-        report["pruned"] = prune(
-            bench, Pruning(bench, factors, effects, problem, paired_noise(bench), after), report["factors"]
-        )
+        pruning = Pruning(bench, factors, effects, problem, paired_noise(bench), after)
+        report["pruned"] = prune(pruning, report["factors"])
     finally:  # what is known without it, where time or patience ended
         note = "; each removal's diff is in the former"
         publish(bench, "ablation", report, draw_ablation, ablation_text, note)

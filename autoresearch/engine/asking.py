@@ -11,12 +11,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from autoresearch.engine.briefing import about_search, what_is_left
 from autoresearch.engine.deciding import decide, record
 from autoresearch.engine.fitting import forbidden
-from autoresearch.engine.limits import cannot_write, run_seconds
+from autoresearch.engine.limits import cannot_write, run_seconds, time_for_more
 from autoresearch.engine.profile import profile_experiment
 from autoresearch.engine.queue import (
     Ask,
@@ -63,11 +62,14 @@ BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is
 def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None:
     """Have the proposer write what is missing: first repairs, then an edit per idle slot and those to look ahead.
 
-    With a reason to stop, repairs only. As many are at work at once as the slots need; a second one begins when the
-    first has begun to answer, so that it reads from the API's cache what the first has put there.
+    With a reason to stop, repairs only, as long as there is time to run them. As many are at work at once as the slots
+    need; a second one begins when the first has begun to answer, so that it reads from the API's cache what the first
+    has put there.
     """
     queue.at_hand, asking = None, queue.asking
     if not ledger.kept or time.time() < asking.not_before or cannot_write(session, ledger.folder):
+        return
+    if is_over(session, ledger, queue):
         return
     if any(not ask.begun.is_set() and time.time() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
         return
@@ -75,6 +77,11 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
         ask(session, ledger, queue, queue.crashed.popleft())
     elif not reason and wants_proposal(session, ledger, queue):
         ask(session, ledger, queue, None)
+
+
+def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
+    """Whether nothing that is written now would run in this session."""
+    return session.ending or not time_for_more(session, ledger, len(queue.slots))
 
 
 def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
@@ -121,6 +128,7 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
     context = make_context(session, ledger, queue, crashed)
     asked = Ask(context)
     context.begun = asked.begun.set
+    context.spent = functools.partial(spent_beside, ledger, queue, asked)
     constants_first = turn_of_constants(context)
     if constants_first and context.note:
         queue.asking.notes.insert(0, context.note)  # it is for an LLM
@@ -170,7 +178,6 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         crash=crash_of(ledger, crashed) if crashed else None,
         folder=ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger),
         notebook=ledger.folder / "notebook.md",
-        spent=ledger.spent + queue.spent,
         deadline=deadline,
         forbidden=functools.partial(forbidden, ledger),
         should_stop=lambda: session.ending,
@@ -184,6 +191,12 @@ def hand_over_notes(asking: Asking) -> str:
     """What the next proposer has to know. It is told once: to whoever begins next, not to who is at work already."""
     notes, asking.notes = asking.notes, []
     return "\n\n".join(notes)
+
+
+def spent_beside(ledger: Ledger, queue: Queue, asked: Ask) -> float:
+    """US dollars so far, with what the other proposers at work have used by now."""
+    others = sum(other.context.used.cost for other in [*queue.asking.at_work] if other is not asked)
+    return ledger.spent + queue.spent + others
 
 
 def recent_trainings(ledger: Ledger, count: int = 3) -> list[Training]:
@@ -212,7 +225,7 @@ def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, ou
     crashed = queue.candidates[context.crash.number] if context.crash else None
     queue.at_hand = crashed or (outcome if isinstance(outcome, Proposal) else None)
     if isinstance(outcome, ProposalFailed):
-        no_proposal_came(session, ledger, queue, outcome, crashed, context.folder)
+        no_proposal_came(session, ledger, queue, outcome, crashed, context)
         return
     asking.failures = asking.refusals = 0
     asking.seconds.append(time.time() - asked.since)
@@ -239,30 +252,40 @@ def no_proposal_came(
     queue: Queue,
     failure: ProposalFailed,
     crashed: Candidate | None,
-    folder: Path,
+    context: Context,
 ) -> None:
-    """Say it and note it; what was to be repaired stays a crash. Some failures end the session."""
+    """Say it and note it; what was to be repaired stays a crash, or waits for a session with time for it.
+
+    Some failures end the session.
+    """
     if session.stop.is_set() and not failure.usage.tokens:
         return
     told = not isinstance(failure, Fault)  # where nobody's edit is to blame, later proposers need not know
     if crashed:
         note_failure(ledger, str(failure), failure.usage, told=told)
     else:
-        note_dropped(ledger, folder, str(failure), failure.usage, told)
+        note_dropped(ledger, context.folder, str(failure), failure.usage, told)
     session.log.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
-    if crashed:
+    if crashed and not told and is_over(session, ledger, queue):
+        queue.crashed.append(crashed)
+    elif crashed:
         verdict = verdict_on(ledger, session.options, session.settings, crashed)
         record(session, ledger, queue, crashed, verdict)
     else:
-        wait_longer(queue.asking, failure)
+        wait_longer(queue.asking, failure, context.note)
     session.blocked = session.blocked or block_reason(queue.asking, failure, session.settings.max_refusals)
 
 
-def wait_longer(asking: Asking, failure: ProposalFailed) -> None:
-    """Count a proposal that failed, tell the next one why, and wait a little longer each time."""
+def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
+    """Count a proposal that failed, tell the next one why, and wait a little longer each time.
+
+    `note`: what its proposer was told, which is told again where nobody's edit is to blame.
+    """
     asking.failures += 1
     if not isinstance(failure, Fault):
         asking.notes.append(f"The last proposal failed: {failure}")
+    elif note and note not in asking.notes:  # as where the constants had their turn
+        asking.notes.insert(0, note)
     asking.not_before = time.time() + (min(2.0 ** (asking.failures - 2), 300) if asking.failures > 1 else 0)
     asking.nothing_left = str(failure) if isinstance(failure, NothingLeft) else ""
 

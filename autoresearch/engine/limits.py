@@ -13,6 +13,7 @@ from autoresearch.engine.session import Options, Session
 from autoresearch.files import ROOT, data_root
 from autoresearch.guard import GB
 from autoresearch.judge.keep_rule import fresh_seeds
+from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import runs_of
 from autoresearch.run import sandbox
@@ -25,9 +26,14 @@ FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begu
 
 
 def run_seconds(ledger: Ledger, time_budget: int) -> float:
-    """Wall-clock seconds, never 0, that a run is expected to take: the longest of the last five that ended well."""
-    ended = [row.seconds for row in ledger.rows[-50:] if row.status in ("keep", "discard")]
-    return 1.05 * max(0.1, *ended[-5:]) if ended else 1.2 * time_budget + 10
+    """Wall-clock seconds, never 0, that a run is expected to take: as the longest of the last five that ended well."""
+    ended = [run.result for run in ledger.runs if run.result.status == "ok"][-5:]
+    return 1.05 * max(0.1, *map(seconds_if_tested, ended)) if ended else 1.2 * time_budget + 10
+
+
+def seconds_if_tested(result: RunResult) -> float:
+    """For how long a run takes its slot, or would if the test rows were scored, too: there are as many of them."""
+    return result.slot_seconds + (0.0 if "test_bpb" in result.summary else result.extra_seconds)
 
 
 def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
@@ -83,10 +89,13 @@ def last_costs(ledger: Ledger, count: int) -> list[float]:
 
 
 def over_budget(settings: Settings, ledger: Ledger, queue: Queue) -> str:
-    """Why another proposal, as dear as the dearest of the last five, could pass max_cost, or ""."""
+    """Why another proposal could pass max_cost, or "": it, those at work and the repairs to come are as dear each as
+    the dearest of the last five.
+    """
     spent = ledger.spent + queue.spent
-    next_cost = max(last_costs(ledger, 5), default=0.0)
-    if settings.max_cost is None or spent + next_cost <= settings.max_cost:
+    usual = max(last_costs(ledger, 5), default=0.0)
+    to_come = sum(max(ask.context.used.cost, usual) for ask in queue.asking.at_work) + usual * len(queue.crashed)
+    if settings.max_cost is None or spent + to_come + usual <= settings.max_cost:
         return ""
     return f"the next proposal could pass max_cost ${settings.max_cost:.2f}: ${spent:.2f} are spent"
 
@@ -114,6 +123,17 @@ def cannot_write(session: Session, folder: Path) -> bool:
 def wait_for_room(session: Session, folder: Path) -> None:
     while cannot_write(session, folder) and not session.stop.is_set() and time.time() < session.options.deadline:
         session.stop.wait(2)
+
+
+def was_lost(session: Session, run_folder: Path, outcome: RunResult | Exception) -> bool:
+    """Whether a run's end says nothing of its train.py: its folder was deleted, or the disk was full."""
+    if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+        return False
+    if not run_folder.exists():
+        return True
+    if isinstance(outcome, OSError):
+        return cannot_write(session, run_folder)
+    return outcome.status != "ok" and disk_was_full(session, run_folder)
 
 
 def disk_was_full(session: Session, run_folder: Path) -> bool:

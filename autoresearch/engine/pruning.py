@@ -2,10 +2,10 @@
 The best without what does nothing: measured beside the best on fresh seeds and, where it is no worse, offered.
 
 A designed set of runs says what a factor is worth on average, with the others in half of the time. Where factors depend
-on each other that can differ from what it is worth in the best. So there, and where the pruned train.py turns out
-worse, each factor that seems to do nothing is taken out of the best by itself first: it stays, and counts as real, if
-the best is worse without it. Where the best is worse without all of the rest, the half that is worth most goes back in,
-as often as it takes.
+on each other that can differ from what it is worth in the best. So there, and where the pruned train.py cannot run or
+turns out worse, each factor that seems to do nothing is taken out of the best by itself first: it stays, and counts as
+real, if the best is worse without it. Where the best is worse without all of the rest, the half that is worth most goes
+back in, as often as it takes.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 from autoresearch.engine.trials import Bench, Trial, run_trials, time_text
 from autoresearch.nouns import Noise, Runs
 from autoresearch.prove.effects import Difference, Effects, p_of_worse, paired_difference
-from autoresearch.prove.factors import Factor, Factors, Problem
+from autoresearch.prove.factors import Conflict, Factor, Factors, Problem
 from autoresearch.prove.target import paired_sigma
 from autoresearch.record.repository import commit_file, commit_of, file_at
 from autoresearch.source import code_lines
@@ -42,6 +42,13 @@ class Pruning:
 
     def source(self, out: list[Factor]) -> str:
         return self.factors.source([-1 if factor in out else 1 for factor in self.factors.removable])
+
+    def refused(self, out: list[Factor]) -> str:
+        """Why the best without these factors cannot run, or ""."""
+        try:
+            return self.problem(self.source(out))
+        except Conflict as conflict:
+            return str(conflict)
 
     def trials(self, out: list[Factor], round_: int) -> list[Trial]:
         """On fresh seeds, others in each round: what was chosen in one shall not be judged by it."""
@@ -71,17 +78,17 @@ def names(factors: list[Factor]) -> str:
     return ", ".join(factor.name for factor in factors)
 
 
-def prune(bench: Bench, pruning: Pruning, factors: list[dict[str, Any]]) -> dict[str, Any] | None:
+def prune(pruning: Pruning, factors: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What came of it, and into `factors` what each was worth by itself; None where nothing is to be taken out."""
     verdicts = [worth.verdict for worth in pruning.effects.worths]
     out = [factor for factor, verdict in zip(pruning.factors.removable, verdicts, strict=True) if verdict != "real"]
     if not out:
         return None
     round_ = 0
-    dependent = pruning.effects.dependence_p < DEPENDENT
-    if not dependent and not pruning.problem(pruning.source(out)):
+    apart = pruning.effects.dependence_p < DEPENDENT or bool(pruning.refused(out))
+    if not apart:
         measure(pruning, [out], round_)
-    if dependent or pruning.stays(out, round_):
+    if apart or pruning.stays(out, round_):
         measure(pruning, [[factor] for factor in out], round_)
         for factor in out:
             note_alone(pruning, factor, next(each for each in factors if each["name"] == factor.name))
@@ -95,7 +102,7 @@ def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], 
     """(what can be taken out together, the round that says so): all, or the half of it that is worth least, ..."""
     out = sorted(out, key=lambda factor: worth(pruning, factor))
     for round_ in itertools.count(1):
-        refused = pruning.problem(pruning.source(out))
+        refused = pruning.refused(out)
         if not refused:
             measure(pruning, [out], round_)
         if len(out) == 1 or not (refused or pruning.stays(out, round_)):

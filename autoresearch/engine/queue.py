@@ -141,9 +141,9 @@ class Queue:
 
     @property
     def spent(self) -> float:
-        """US dollars on proposals that have no row yet."""
-        waiting = sum(waiting.proposal.usage.cost for waiting in self.waiting)
-        return waiting + sum(candidate.proposal.usage.cost for candidate in self.candidates.values())
+        """US dollars on proposals that have no row yet; a proposer's thread may ask, so both are copied first."""
+        there: list[Waiting | Candidate] = [*self.waiting, *self.candidates.values()]
+        return sum(each.proposal.usage.cost for each in there)
 
     def idle_slot(self) -> Slot | None:
         return next((slot for slot in self.slots if slot.task is None), None)

@@ -59,12 +59,13 @@ def ask(bench: Bench, removal: Removal, problem: Problem, folder: Path) -> str:
 def make_context(bench: Bench, removal: Removal, problem: Problem, folder: Path) -> Context:
     """What it may know: the removal, and the whole search. Its notes on that are not the search's."""
     session, ledger = bench.session, bench.ledger
+    spent = ledger.spent + spent_on_reviews(folder.parent)
     return Context(
         number=ledger.next_number,
         removal=removal,
         folder=folder,
         notebook=folder / "notebook.md",
-        spent=ledger.spent + spent_on_reviews(folder.parent),
+        spent=lambda: spent,
         deadline=min(session.options.deadline, time.time() + session.settings.proposal_timeout),
         forbidden=problem,
         should_stop=functools.partial(look, bench),

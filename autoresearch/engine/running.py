@@ -81,12 +81,14 @@ def run_ended(
     slot.task, slot.line, queue.at_hand = None, "", task.candidate
     if task.purpose == "profile":
         take_profile(ledger, queue, task.candidate.number, outcome)
-    elif isinstance(outcome, Exception):
-        run_broke(session, ledger, queue, task, outcome)
-    elif outcome.status == "interrupted":
+    elif isinstance(outcome, ClusterError):
+        session.blocked = str(outcome)
+    elif isinstance(outcome, RunResult) and outcome.status == "interrupted":
         return  # the experiment goes on in the next session
-    elif was_lost(session, ledger, task, outcome):
+    elif limits.was_lost(session, folder_of(ledger, task), outcome):
         repeat(session, ledger, queue, task)
+    elif isinstance(outcome, Exception):
+        raise outcome
     else:
         limits.wait_for_room(session, ledger.folder)
         slow = slower_than_before(session.options.scale, ledger, task, outcome)
@@ -108,23 +110,6 @@ def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult)
         said = f"{result.val_bpb:.6f}  seed {task.seed}, a fresh one" if good else result.error
         word = "baseline" if task.purpose == "beside" else "confirmed" if good else "not confirmed"
         session.log.say(f"{task.candidate.number:4d}  {word:11}  {said}")
-
-
-def run_broke(session: Session, ledger: Ledger, queue: Queue, task: Task, error: Exception) -> None:
-    """No result, and not the candidate's fault: again once the disk has room, else the session ends with the error."""
-    if isinstance(error, ClusterError):
-        session.blocked = str(error)
-        return
-    gone = not ledger.run_folder(task.candidate.number, task.seed).exists()
-    if not (isinstance(error, OSError) and (gone or limits.cannot_write(session, ledger.folder))):
-        raise error
-    repeat(session, ledger, queue, task)
-
-
-def was_lost(session: Session, ledger: Ledger, task: Task, result: RunResult) -> bool:
-    """Whether a run's result says nothing of its train.py: its folder was deleted, or the disk was full."""
-    folder = ledger.run_folder(task.candidate.number, task.seed)
-    return not (folder / "run.log").exists() or (result.status != "ok" and limits.disk_was_full(session, folder))
 
 
 def slower_than_before(scale: str, ledger: Ledger, task: Task, result: RunResult) -> str:

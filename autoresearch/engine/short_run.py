@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -173,9 +172,7 @@ def training_lines(options: RunOptions, steps: int, seen: dict[str, Any], trial:
     (FOLDER / "measure.json").unlink(missing_ok=True)
     measure = load_measure(FOLDER, options.scale)
     clocks = gpu.Clocks(asked=options.scale != "cpu", every=0.5)
-    began = time.monotonic()
     result = Slot().train(source, folder, options, lambda: False, lambda line: clocks.look())
-    took = time.monotonic() - began
     log = (folder / "run.log").read_text(errors="replace")
     for name, reason, instead in FALL_BACK.findall(log):
         yield Line(
@@ -187,7 +184,7 @@ def training_lines(options: RunOptions, steps: int, seen: dict[str, Any], trial:
         yield Line(f"{steps} steps", "wrong", f"{result.status}: {result.error}", f"read {folder / 'run.log'}")
         return
     yield speed_line(log, result, steps, seen, clocks)
-    yield overhead_line(result, took, folder, options.scale, trial)
+    yield overhead_line(result, folder, options.scale, trial)
     yield Line("scorer", "ok", f"val_bpb {result.val_bpb:.4f} after {steps} steps is believed")
 
 
@@ -215,21 +212,19 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
     return Line(f"{steps} steps", "ok", text, "", facts)
 
 
-def overhead_line(result: RunResult, took: float, folder: Path, scale: str, trial: Trial) -> Line:
+def overhead_line(result: RunResult, folder: Path, scale: str, trial: Trial) -> Line:
     """What a run takes besides its training, of it the scorer, which does all its work in a short run too."""
     import prepare_data
 
     record = measurement.read_record(folder)
     assert record, "believe() has seen it"
     trained = measurement.elapsed(record, "clock_started", "evaluated", "wall")
-    evaluated = took - result.seconds
-    outside = took - trained
+    outside = result.slot_seconds - trained
     pace = trained / result.summary["training_seconds"] if scale == "cpu" else 1.0  # of this machine's seconds
     trial.run_seconds = prepare_data.TIME_BUDGET * pace + outside
-    facts = {"overhead_seconds": outside, "evaluation_seconds": evaluated, "run_seconds": trial.run_seconds}
-    text = (
-        f"{outside:.0f} s outside training, {evaluated:.0f} of them the scorer: a run takes {trial.run_seconds:.0f} s"
-    )
+    facts = {"overhead_seconds": outside, "evaluation_seconds": result.extra_seconds, "run_seconds": trial.run_seconds}
+    text = f"{outside:.0f} s outside training, {result.extra_seconds:.0f} of them the scorer: "
+    text += f"a run takes {trial.run_seconds:.0f} s"
     if scale != "cpu" and outside > LONG_START:
         return Line("a whole run", "slow", text, "run check again: the first run compiles for all that follow", facts)
     return Line("a whole run", "ok", text, "", facts)

@@ -216,7 +216,7 @@ def run_trials(bench: Bench, trials: list[Trial]) -> None:
     )
     with view:
         while busy(bench) or (waiting and not why_stop(bench, waiting[0])):
-            fill(bench, waiting, total)
+            fill(bench, waiting)
             with contextlib.suppress(Empty):
                 bench.session.events.get(timeout=POLL)()
             os.utime(bench.session.lock.fileno())
@@ -240,9 +240,9 @@ def why_stop(bench: Bench, trial: Trial) -> str:
 def seconds_of(bench: Bench, trial: Trial) -> float:
     """Wall-clock seconds that a trial is expected to take: as the longest of the last five alike."""
     length = trial.key.rpartition("-")[2]
-    alike = [each.seconds for key, each in bench.done.items() if key.endswith(f"-{length}") and each.status == "ok"]
+    alike = [each for key, each in bench.done.items() if key.endswith(f"-{length}") and each.status == "ok"]
     if alike:
-        return 1.05 * max(alike[-5:])
+        return 1.05 * max(map(limits.seconds_if_tested, alike[-5:]))
     overhead = max([limits.run_seconds(bench.ledger, bench.budget) - bench.budget, 0.2 * bench.budget, 5.0])
     return overhead if trial.steps else trial.budget + overhead
 
@@ -263,7 +263,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def fill(bench: Bench, waiting: deque[Trial], total: int) -> None:
+def fill(bench: Bench, waiting: deque[Trial]) -> None:
     """Give every idle slot its next trial."""
     for slot, environment in zip(bench.slots, bench.environments, strict=True):
         if slot.task or not waiting or why_stop(bench, waiting[0]):
@@ -281,7 +281,7 @@ def fill(bench: Bench, waiting: deque[Trial], total: int) -> None:
         task = Task(
             Candidate(0, Proposal(trial.what, trial.source), 0), trial.seed, "test" if trial.tested else "prove"
         )
-        ended = functools.partial(trial_ended, bench, slot, trial, total)
+        ended = functools.partial(trial_ended, bench, slot, trial, waiting)
         start_run(session, slot, task, folder_of(bench, trial), len(bench.slots), ended)
 
 
@@ -289,13 +289,17 @@ def folder_of(bench: Bench, trial: Trial) -> Path:
     return bench.folder / trial.key
 
 
-def trial_ended(bench: Bench, slot: Slot, trial: Trial, total: int, outcome: RunResult | Exception) -> None:
-    """Put a result into the journal, with the number that is believed."""
+def trial_ended(bench: Bench, slot: Slot, trial: Trial, waiting: deque[Trial], outcome: RunResult | Exception) -> None:
+    """Put a result into the journal, with the number that is believed; a run that was lost is made again."""
     slot.task, slot.line = None, ""
+    if isinstance(outcome, RunResult) and outcome.status == "interrupted":
+        return
+    if limits.was_lost(bench.session, folder_of(bench, trial), outcome):
+        bench.session.log.say(f"  runs again: its folder is gone or the disk was full  {one_line(trial.what)}")
+        waiting.appendleft(trial)
+        return
     if isinstance(outcome, Exception):
         raise outcome
-    if outcome.status == "interrupted":
-        return
     if outcome.status == "ok" and not trial.steps:
         outcome = believed(bench, trial, outcome)
     outcome = dataclasses.replace(outcome, tail="" if outcome.status == "ok" else outcome.tail[-3000:])

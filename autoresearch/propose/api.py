@@ -167,7 +167,7 @@ def book(conversation: Conversation, reply: Any, request_id: str | None, charact
 
 def check_money(conversation: Conversation) -> None:
     context, limit = conversation.context, conversation.context.settings.max_cost
-    if limit is not None and context.spent + conversation.usage.cost >= limit:
+    if limit is not None and context.spent() + conversation.usage.cost >= limit:
         raise Fault(f"max_cost of ${limit:.2f} is reached in the middle of a proposal")
 
 

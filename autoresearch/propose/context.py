@@ -75,7 +75,7 @@ class Context:
     removal: Removal | None = None  # to be looked through: the proposal is then the best without that change
     folder: Path = Path()  # of this proposal: scratch, kept; becomes runs/<tag>/NNNN
     notebook: Path = Path()  # the proposer's own notes, runs/<tag>/notebook.md
-    spent: float = 0.0  # US dollars so far
+    spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
     deadline: float = math.inf  # time.time() after which nobody waits for a proposal
     command: str = ""
     read: Callable[[int, str], str] = lambda number, what: ""  # "diff", "log" or "notes" of an experiment; ValueError

@@ -180,7 +180,7 @@ def left_text(context: Context) -> str:
     if math.isfinite(context.experiments_left):
         parts.append(f"About {context.experiments_left:.0f} more experiments fit, this one included.")
     if context.settings.max_cost is not None:
-        parts.append(f"${context.spent:.2f} of ${context.settings.max_cost:.2f} are spent.")
+        parts.append(f"${context.spent():.2f} of ${context.settings.max_cost:.2f} are spent.")
     return f"# What is left\n{' '.join(parts)}" if parts else ""
 
 

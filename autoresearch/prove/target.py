@@ -18,6 +18,7 @@ from autoresearch.nouns import Noise, Runs
 PASS = 2.33  # standard errors that the mean has to be below the target: one-sided 1 %
 BRACKET = 1.25  # the budgets on both sides of the target are no further apart than this
 NEAR = math.log(1.6)  # how far from the target a budget may be and still tell of it
+FAR = math.log(10)  # how far from the runs that tell of it a time, or an end of its interval, may be
 MOST = 8  # budgets of the best that are tried
 Points = dict[int, Runs]  # budget in seconds -> val_bpb by seed
 
@@ -69,8 +70,11 @@ def fit_line(points: Points, sigma: float) -> Line:
 
 
 def predicted_seconds(horizon: int, gain: float, line: Line) -> float:
-    """Where the best should reach the baseline's val_bpb, if a second is worth to it what it is to the baseline."""
-    return horizon * math.exp(-gain / line.b) if line.b > 0 else math.nan
+    """Where the best should reach the baseline's val_bpb, if a second is worth to it what it is to the baseline.
+
+    nan where that cannot be told: a second is worth next to nothing.
+    """
+    return horizon * math.exp(-gain / line.b) if abs(gain) < 100 * line.b else math.nan
 
 
 def passes(points: Points, budget: int, target: Runs, sigma: float) -> bool:
@@ -95,7 +99,7 @@ def next_budget(points: Points, target: Runs, baseline: Line, sigma: float, leas
         low = max(missed)
         wanted = cut_in(low, high, mean_of(points[low]) - goal, goal - mean_of(points[high]))
     else:
-        return confirming_budget(points, target, baseline, sigma)
+        return confirming_budget(points, target, sigma)
     budget = max(round(wanted), least)
     return None if budget in points else budget
 
@@ -113,13 +117,19 @@ def local_slope(points: Points, baseline: Line, sigma: float) -> float:
     return max(slope, baseline.b / 4, 1e-9)
 
 
-def confirming_budget(points: Points, target: Runs, baseline: Line, sigma: float) -> int | None:
-    """A budget a little beyond the target at which the best should be below it beyond chance; None if one is there."""
+def confirming_budget(points: Points, target: Runs, sigma: float) -> int | None:
+    """A budget a little beyond the target at which the best should be below it beyond chance.
+
+    None if one is there, or if there is none below the horizon.
+    """
     time = time_to_target(points, target, Noise(sigma, math.inf))
-    assert time
+    if not time or time.seconds >= max(points):
+        return None
     error = sigma * math.sqrt(1 / len(target) + 1 / len(points[max(points)]))
-    slope = near_line(points, time.seconds, sigma).b
-    wanted = math.ceil(time.seconds * math.exp(1.3 * PASS * error / max(slope, 1e-9)))
+    beyond = 1.3 * PASS * error / max(near_line(points, time.seconds, sigma).b, 1e-9)
+    if beyond >= math.log(max(points) / time.seconds):
+        return None
+    wanted = math.ceil(time.seconds * math.exp(beyond))
     tried = [budget for budget in points if budget >= time.seconds]
     if any(passes(points, budget, target, sigma) and budget <= max(1.03 * wanted, wanted + 1) for budget in tried):
         return None
@@ -137,7 +147,9 @@ def near_line(points: Points, seconds: float, sigma: float) -> Line:
 
 
 def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget | None:
-    """Where the line near the target meets it. None where the budgets tried do not lie on both sides of it."""
+    """Where the line near the target meets it. None where that cannot be told: the budgets tried do not lie on both
+    sides of it, or a second is worth too little there beside the noise.
+    """
     goal = mean_of(target)
     reached = [budget for budget, runs in points.items() if mean_of(runs) <= goal]
     missed = [budget for budget in points if reached and budget < min(reached)]
@@ -151,4 +163,6 @@ def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget |
     place = line.middle + (line.value - goal) / line.b
     variance = 1 / len(target) + 1 / line.runs + (place - line.middle) ** 2 / line.spread
     width = stats.t.ppf(0.975, noise.degrees_of_freedom) * noise.sigma * math.sqrt(variance) / line.b
+    if abs(place - line.middle) + width > FAR:
+        return None
     return TimeToTarget(math.exp(place), math.exp(place - width), math.exp(place + width))

@@ -130,7 +130,7 @@ def slot_hours(ledger: Ledger) -> tuple[float, dict[str, float]]:
         what = (run.seed, run.result.val_bpb)
         if run.result.status != "ok" or what not in seen:  # a second look notes its first runs again
             why = "another run of an experiment" if run.number in begun else "a proposal"
-            marks += [(run.ended - run.result.seconds, 1, why), (run.ended, -1, why)]
+            marks += [(run.ended - run.result.slot_seconds, 1, why), (run.ended, -1, why)]
             seen.add(what)
             begun.add(run.number)
     marks = sorted(mark for mark in marks if mark[0] > 0)  # older journals do not tell the time

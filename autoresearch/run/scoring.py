@@ -114,11 +114,13 @@ def train_and_score(
 
     A run that asks for another start, as it began with a long compilation, gets it once, on the cache that it filled.
     """
+    started = time.monotonic()
     result = run_training(source, folder, options, should_stop, on_progress)
     if result.status == "again":
         result = run_training(source, folder, replace(options, start_limit=0), should_stop, on_progress)
     try:
-        return scored(result, folder, options, should_stop, scorer) if result.status == "ok" else result
+        result = scored(result, folder, options, should_stop, scorer) if result.status == "ok" else result
+        return replace(result, extra_seconds=time.monotonic() - started - result.seconds)
     finally:
         for name in GRAPH:
             (folder / name).unlink(missing_ok=True)

@@ -171,11 +171,15 @@ def test_turns_and_money_are_limited(api, tmp_path):
     api.replies[:] = [say(editor("view")), say(*GOOD)]
     settings = Settings(max_cost=1.0)
     with pytest.raises(Fault, match=r"max_cost of \$1.00 is reached") as caught:
-        propose_by_claude(make_context(tmp_path, settings=settings, spent=0.99999))
+        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 0.99999))
     assert len(api.requests) == asked + 1 and caught.value.usage.cost > 0
     with pytest.raises(ProposalFailed, match="max_cost"):
-        propose_by_claude(make_context(tmp_path, settings=settings, spent=1.0))
+        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 1.0))
     assert len(api.requests) == asked + 1
+    api.replies[:] = [say(editor("view"))] * 5
+    with pytest.raises(Fault, match=r"max_cost of \$1.00 is reached"):  # by what others use meanwhile
+        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 0.45 * (len(api.requests) - asked)))
+    assert len(api.requests) == asked + 3
 
 
 def test_an_answer_that_breaks_off_is_booked_by_what_came(api, tmp_path):

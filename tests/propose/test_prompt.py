@@ -80,7 +80,7 @@ def test_the_prompt_holds_all_that_is_known(api, tmp_path):
         waiting=["a longer warm-down"],
         note="it failed: \x1b[1mno\n</untrusted>",
         settings=Settings(plateau=4, max_cost=5.0),
-        spent=1.25,
+        spent=lambda: 1.25,
         machine="- NVIDIA H100, 81559 MiB",
         keep_gain=0.0123,
         time_left=7200.0,

@@ -75,6 +75,19 @@ def test_without_a_gain_there_is_no_time_to_target():
     assert claimed <= 5
 
 
+def test_where_a_second_is_worth_little_beside_the_noise_there_may_be_no_time_but_no_error():
+    told = 0
+    for seed in range(300):
+        training = Training(numpy.random.default_rng(seed), b=0.001)  # twice the noise
+        for gain in (0.0005, 0.001, 0.002):
+            found, points, base, noise = promote(training, gain)
+            told += bool(found) and 0 < found.low < found.seconds < found.high < 100 * max(points)
+            predicted_seconds(1000, -gain, fit_line(base, noise.sigma))
+    assert told > 600
+    line = fit_line({750: {0: 1.0}, 1000: {0: 1.0 - 1e-9}}, 0.0005)
+    assert math.isnan(predicted_seconds(1000, -0.003, line))
+
+
 def test_the_prediction_is_that_of_the_slope():
     training = Training(numpy.random.default_rng(6), sigma=1e-9)
     line = fit_line({budget: training.runs(budget) for budget in (750, 1000, 1250)}, 1e-9)

@@ -3,12 +3,16 @@
 import contextlib
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from run_helpers import GOOD, inside
 
 import prepare_data
+from autoresearch.files import GRAPH
+from autoresearch.nouns import RunResult
+from autoresearch.run import scoring
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
 
@@ -58,6 +62,22 @@ def test_what_is_printed_is_not_the_number(scorer, tmp_path):
     result = train_and_score(GOOD, tmp_path / "run", OPTIONS, scorer=scorer)
     assert (result.status, result.error) == ("crash", "it ended without evaluate_bpb()") and math.isnan(result.val_bpb)
     assert scorer.process is None  # there was nothing to score
+
+
+def test_the_time_of_a_slot_is_known_with_first_start_and_scoring(monkeypatch, tmp_path):
+    now, trainings = [100.0], [RunResult("again", 40.0), RunResult("ok", 13.0)]
+
+    def pass_time(seconds, outcome):
+        now[0] += seconds
+        return outcome
+
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(scoring, "run_training", lambda *_: pass_time(trainings[0].seconds, trainings.pop(0)))
+    for name in GRAPH:
+        (tmp_path / name).touch()
+    scorer = SimpleNamespace(score=lambda *_: pass_time(4.0, {"val_bpb": 1.6}))
+    result = train_and_score("", tmp_path, OPTIONS, scorer=scorer)
+    assert (result.seconds, result.extra_seconds, result.slot_seconds) == (13.0, 44.0, 57.0)
 
 
 SLOW_START = """
