@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 GB = 1_000_000_000
@@ -62,21 +62,23 @@ def limit_training(plan: dict) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel takes the run
 
 
-def processes_below(top: int) -> list[int]:
-    """All descendants of a process; none where there is no /proc."""
+def processes_below(top: int) -> dict[int, float]:
+    """All descendants of a process, with the seconds of CPU time that each has used; none where there is no /proc."""
     children: dict[int, list[int]] = {}
+    seconds: dict[int, float] = {}
     for name in os.listdir("/proc") if sys.platform == "linux" else ():
         if name.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
+                state = file.read().rpartition(")")[2].split()
+                children.setdefault(int(state[1]), []).append(int(name))
+                seconds[int(name)] = (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")
     found = [top]
     for pid in found:  # grows while it is gone through
         found += children.get(pid, [])
-    return found[1:]
+    return {pid: seconds[pid] for pid in found[1:]}
 
 
-def resident(pids: list[int]) -> int:
+def resident(pids: Iterable[int]) -> int:
     """Bytes of memory that these processes hold and share with no file."""
     pages = 0
     for pid in pids:
@@ -104,6 +106,7 @@ def folder_use(path: str) -> tuple[int, int]:
 def processes_over(plan: dict) -> str:
     """Which limit the run's processes are over, in words, or ""."""
     pids = processes_below(os.getpid())
+    plan["used"] |= pids  # a process's own time never falls
     if len(pids) > plan["processes"]:
         return f"the run had more than {plan['processes']} processes"
     if resident(pids) > plan["memory"]:
@@ -191,6 +194,7 @@ def guard(plan: dict, command: list[str]) -> int:
     wake = wake_on_signals(stopped)
     on_linux("PR_SET_PDEATHSIG", 0)  # it notices by itself that the loop is gone, and has things to do then
     on_linux("PR_SET_CHILD_SUBREAPER", 1)
+    plan["used"] = {}  # CPU seconds of each process that was seen: the kernel forgets those that nobody waits for
     plan["cached"] = folder_use(plan["caches"])[0] if "caches" in plan else 0
     child = start(plan, command)
     while child not in codes and not reason and not stopped and os.getppid() == plan["parent"]:
@@ -208,7 +212,8 @@ def guard(plan: dict, command: list[str]) -> int:
         print(f"\nSandboxError: {reason}", flush=True)
     elif "disk" in plan and not codes[child]:  # nobody of the run is left who could print this
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(f"\ncpu_seconds:      {used.ru_utime + used.ru_stime:.2f}", flush=True)
+        seconds = max(used.ru_utime + used.ru_stime, sum(plan["used"].values()))
+        print(f"\ncpu_seconds:      {seconds:.2f}", flush=True)
     return 1 if reason or stopped else codes[child] & 255
 
 

@@ -94,7 +94,7 @@ def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
         return dataclasses.replace(result, status="invalid", error=reason)
     if expected["before_clock"] is None:  # the baseline's: what start and training take here
         expected["before_clock"] = measurement.before_clock(record, result.seconds, expected["clock"])
-        expected["cpu_seconds"] = result.summary.get("cpu_seconds")
+        expected |= {name: result.summary.get(name) for name in ("cpu_seconds", "pace_seconds")}
         save_measure(measure)
     tokens = measurement.trained_tokens(record)  # what is printed has one decimal of a million
     return dataclasses.replace(result, summary=result.summary | ({"total_tokens_M": tokens / 1e6} if tokens else {}))

@@ -57,6 +57,7 @@ def measure_expected() -> dict:
         "clock": "paced" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, once it has run
         "cpu_seconds": None,  # likewise
+        "pace_seconds": None,  # likewise
     }
 
 
@@ -119,11 +120,20 @@ def longest_start(expected: dict, limits: Limits) -> float:
     return limits.cold_start if usual is None else 1.5 * usual + limits.start
 
 
+def slower(result: RunResult, expected: dict) -> float:
+    """How many times the CPU time of the baseline's run the same work takes by now, as the scorer saw it: at least 1.
+
+    A core is slower when it is hot, on battery, or shared with more runs; another node of a cluster may be.
+    """
+    now, then = result.summary.get("pace_seconds"), expected.get("pace_seconds")
+    return max(1.0, now / then) if now and then else 1.0
+
+
 def check_result(result: RunResult, record: dict | None, expected: dict, limits: Limits) -> str:
     """ "" or why the number of a run is invalid.
 
     `record`: read_record(); `expected`: measure_expected(), with what the baseline's run took. Of the result only what
-    the scorer and the guard have measured is taken: the number, the seconds and the CPU time.
+    the scorer and the guard have measured is taken: the number, the seconds, the CPU time and the pace.
     """
     if record is None:
         return "it left no record of its training"
@@ -153,7 +163,8 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
     if usual is not None and needed > longest_start(expected, limits):
         yield f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
     worked, normal = result.summary.get("cpu_seconds", math.inf), expected["cpu_seconds"]
-    if budget and kind != "wall" and normal is not None and worked > MORE_WORK * normal + limits.slack:
+    allowed = MORE_WORK * (normal or math.inf) * slower(result, expected) + limits.slack
+    if budget and kind != "wall" and worked > allowed:
         yield f"it took {worked:.1f} s of CPU time; the baseline {normal:.1f} s: its clock was slow"
     most = budget * (1 + limits.tolerance) + longest_start(expected, limits) + limits.slack + limits.hand_over
     if budget and kind == "wall" and result.seconds > most:

@@ -8,13 +8,16 @@ the others, with a schema of its own: so it works on any server that speaks the 
 import math
 from typing import Any
 
-from autoresearch.nouns import Proposal, RunResult
+from autoresearch.nouns import Proposal
 from autoresearch.propose.context import Context
 from autoresearch.propose.prompt import NOTEBOOK_CHARACTERS, untrusted
 from autoresearch.source import syntax_problem
 from autoresearch.text import one_line
 
 CHECK_CHARACTERS = 6_000  # of the end of a check's log
+ADVICE = (
+    "Mend it. If only the tiny size or the want of a GPU is why, submit the same text again: it is not checked twice."
+)
 
 # -----------------------------------------------------------------------------
 # Definitions
@@ -39,8 +42,9 @@ one answer to one long one; create is for an empty notebook."""
 READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, its notes (why
 it was tried, what was expected, how it was judged), or its profile: where the time of a step goes. A profile that is
 not there yet is made when a slot is free, which can take as long as a run."""
-CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary. It takes
-seconds. submit does the same by itself, once for each text, so call it only to look at something before."""
+CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary, whether
+the scorer takes the model. It takes seconds. submit does the same by itself, once for each text, so call it only to
+look at something before."""
 SUBMIT_TOOL = "Submit train.py, as edited, as the next experiment. It is checked; what is wrong comes back as an error."
 EXPECTED = "by how much you expect val_bpb to fall, e.g. 0.002; negative if it should rise"
 
@@ -158,23 +162,20 @@ def syntax_warning(source: str) -> str:
 # Check and submit
 
 
-def check_passed(result: RunResult) -> bool:
-    """Whether a checked train.py came to its end: its number is not looked at."""
-    return result.status == "ok" or (bool(result.summary) and "Traceback" not in result.tail)
-
-
 def checked(context: Context, source: str) -> str:
-    """What a few steps of a train.py showed. Raises ToolError with the end of its log if it failed."""
+    """What a few steps of a train.py showed. Raises ToolError with the end of its log if it failed, or with the
+    scorer's reason if its model was refused. The number is not looked at."""
     assert context.check
     result = context.check(source)
     took = f"the check took {result.seconds:.0f} s"
     if result.status in ("timeout", "interrupted"):  # says nothing: the machine may be busy
         return f"{took} and was broken off, so that it says nothing: {one_line(result.error)}"
-    if check_passed(result):
+    if result.status == "ok":
         return f"{took}: two steps at a tiny size on the CPU went through"
+    if result.status == "invalid":
+        raise ToolError(f"{took}, and the scorer refuses the model: {one_line(result.error)}\n{ADVICE}")
     log = untrusted(result.tail, CHECK_CHARACTERS)
-    advice = "Mend it. If this only fails for want of a GPU, submit the same text again: it is not checked twice."
-    raise ToolError(f"{took} and failed: {one_line(result.error)}\n{log}\n{advice}")
+    raise ToolError(f"{took} and failed: {one_line(result.error)}\n{log}\n{ADVICE}")
 
 
 def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:

@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FIELDS = (
@@ -37,14 +38,14 @@ def ask(*arguments: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
 
 
-def the_gpu() -> str:
+def the_gpu(environment: Mapping[str, str] = os.environ) -> str:
     """The GPU that a run uses, as nvidia-smi -i takes it: the first of CUDA_VISIBLE_DEVICES, else number 0."""
-    return (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+    return (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
 
 
-def read_gpu() -> dict[str, str]:
-    """{field: text} of the GPU that a run uses. Raises RuntimeError."""
-    rows = ask("-i", the_gpu(), f"--query-gpu={','.join(FIELDS)}")
+def read_gpu(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """{field: text} of the GPU that a run in this environment uses. Raises RuntimeError."""
+    rows = ask("-i", the_gpu(environment), f"--query-gpu={','.join(FIELDS)}")
     if not rows or len(rows[0]) != len(FIELDS):
         raise RuntimeError(f"nvidia-smi does not know {', '.join(FIELDS)}")
     return dict(zip(FIELDS, rows[0], strict=True))
@@ -80,6 +81,7 @@ class Clocks:
     """The SM clock during a run, looked at now and then: a run at a lower clock is not to be compared with others."""
 
     asked: bool = True
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)  # of the run: its slot's GPU
     every: float = EVERY
     seen: list[float] = field(default_factory=list)  # MHz
     not_before: float = 0.0  # time.monotonic() of the next look
@@ -89,7 +91,7 @@ class Clocks:
             return
         self.not_before = time.monotonic() + self.every
         try:
-            self.seen.append(number(read_gpu()["clocks.sm"]))
+            self.seen.append(number(read_gpu(self.environment)["clocks.sm"]))
         except RuntimeError:  # a fact less of the run, no more
             self.asked = False
 

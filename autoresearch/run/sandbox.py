@@ -84,7 +84,9 @@ def python_folders() -> list[Path]:
 def bubblewrap(folder: Path, shown: list[Path], caches: Path) -> list[str]:
     """bwrap and its arguments: a file system of a run's own, put together from what it needs and nothing else."""
     read_only = [Path(path) for path in SYSTEM + KERNEL] + [Path("/etc") / name for name in ETC] + python_folders()
-    hidden = {Path.home(), ROOT} - {Path("/"), *read_only}
+    # Of the data only `shown`, wherever they lie: whole folders of the system are bound.
+    places = {Path.home(), ROOT, data_root(), *(path.parent for path in shown)}
+    hidden = {place for place in places if place.exists()} - {Path("/"), Path("/tmp"), *read_only}
     views: dict[Path, tuple[str | Path, ...]] = {path: ("--ro-bind-try", path) for path in read_only}
     views |= dict.fromkeys(hidden, ("--tmpfs",))
     views |= {path: ("--ro-bind-try", path) for path in shown}

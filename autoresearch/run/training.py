@@ -133,7 +133,8 @@ def run_training(
 ) -> RunResult:
     """Train the text `source` once; train.py and run.log are left in `folder`. The number is not made here: scoring.py.
 
-    A result with the status `again` asks for another start, on the compile cache that it filled.
+    A result with the status `again` asks for another start, on the compile cache that it filled. None does without a
+    start_limit.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ def run_training(
     environment["AUTORESEARCH_RECORD"] = RECORD
     if options.start_limit:
         environment["AUTORESEARCH_START_LIMIT"] = str(round(options.start_limit))
-    clocks = gpu.Clocks(asked=options.scale != "cpu")
+    clocks = gpu.Clocks(options.scale != "cpu", environment)
 
     def watch(tail: str) -> None:
         clocks.look()
@@ -169,6 +170,9 @@ def run_training(
     sandbox.tidy(folder)
     sandbox.prune_caches()
     result = read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
+    if result.status == "again" and not options.start_limit:  # training_clock() asks for none then
+        error = f"exit code {AGAIN}: it asked for another start once too often"
+        result = replace(result, status="crash", error=error)
     if result.status != "again":
         sandbox.remove_own_caches(folder)
     return replace(result, summary=result.summary | clocks.facts())

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from loop_helpers import ROOT, git, make_repository
+from loop_helpers import PRINTED_LOOP, ROOT, git, make_repository
 
 sys.path.append(str(ROOT / "tests" / "propose"))
 from messages_server import refuse, replace, say, start_server, submit, thinking
@@ -17,7 +17,7 @@ def propose(repo, replies, *arguments) -> subprocess.CompletedProcess:
     """Run the verb in a repository, against a server that gives these replies."""
     server = start_server(replies)
     env = os.environ | {"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": "good-key"}
-    command = [sys.executable, "agent_loop.py", "propose", *arguments]
+    command = [sys.executable, PRINTED_LOOP, "propose", *arguments]
     done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=300)
     server.stop()
     assert not server.problems

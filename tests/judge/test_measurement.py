@@ -80,6 +80,19 @@ def test_what_makes_a_number_invalid(honest, changes, words):
     assert words in verdict(honest, **changes)
 
 
+def test_on_a_core_that_became_slower_the_same_work_takes_more_cpu_time(honest):
+    """As the scorer saw it: 1.4 times 24 s and a second are allowed at the baseline's pace."""
+    worked = {"cpu_seconds": 40.0}
+    assert verdict(honest, expected__pace_seconds=0.003, result__summary=worked | {"pace_seconds": 0.004}) == ""
+    for pace in (0.003, 0.001, None):  # a faster one takes nothing off, and where it is not known nothing is added
+        assert "its clock was slow" in verdict(honest, result__summary=worked | {"pace_seconds": pace})
+    assert "slow" in verdict(honest, expected__pace_seconds=None, result__summary=worked | {"pace_seconds": 0.004})
+    assert (
+        verdict(honest, expected__pace_seconds=0.003, result__summary={"cpu_seconds": 34.0, "pace_seconds": 0.001})
+        == ""
+    )
+
+
 def test_tokens_are_those_of_the_batches_since_the_clock_started(honest):
     assert measurement.trained_tokens(honest[1]) == pytest.approx(1000 * 200 / 204)
 

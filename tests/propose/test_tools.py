@@ -195,6 +195,18 @@ def test_what_only_fails_for_want_of_a_gpu_may_be_submitted(api, tmp_path, check
     assert exchange["messages"][-1]["content"][0]["content"] == "submitted"
 
 
+def test_a_refusal_of_the_scorer_comes_back_before_it_costs_a_run(api, tmp_path):
+    """Also where the training itself went well, with its summary; the same text may be submitted all the same."""
+    api.replies[:] = [say(*GOOD), say(submit("as it is"))]
+    refused = RunResult(
+        "invalid", 9.0, error="not causal: losses change", summary={"num_steps": 2.0}, tail="num_steps: 2"
+    )
+    assert "LEVEL" in propose_by_claude(make_context(tmp_path, check=lambda source: refused)).source
+    is_error, told = results_of(api.requests[1])[-1]
+    assert is_error and "the scorer refuses the model: not causal: losses change" in told
+    assert "submit the same text again" in told and len(api.requests) == 2
+
+
 def test_a_check_that_is_broken_off_says_nothing(api, tmp_path):
     api.replies[:] = [say(*GOOD)]
     propose_by_claude(make_context(tmp_path, check=lambda source: RunResult("timeout", 120.0, error="killed")))

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from run_helpers import GOOD
 
 from autoresearch.run import gpu
+from autoresearch.run.training import RunOptions, run_training
 
 CARD = "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 4, 1755, 1980, 700.00, 700.00, 0x0000000000000004"
 
@@ -81,6 +83,15 @@ def test_the_clock_during_a_run_is_the_median_of_what_was_seen(nvidia_smi):
         clocks.look()
     assert len(clocks.seen) == 4 and clocks.facts() == {"sm_clock_mhz": 1700}
     assert math.isnan(gpu.number("[N/A]"))
+
+
+def test_a_run_looks_at_the_clock_of_its_slots_gpu(nvidia_smi, tmp_path, monkeypatch):
+    asked = nvidia_smi()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for slot, name in (({"CUDA_VISIBLE_DEVICES": "5"}, "5"), ({}, "3")):
+        result = run_training(GOOD, tmp_path / "run", RunOptions("h100", 7, 60, "off", environment=slot))
+        assert result.summary["sm_clock_mhz"] == 1755
+        assert asked.read_text().splitlines()[-1].startswith(f"-i {name} ")
 
 
 def test_a_run_looks_at_the_clock_now_and_then_and_never_at_the_cpu_scale(nvidia_smi):

@@ -180,6 +180,24 @@ def test_the_validation_rows_are_not_there(run, tmp_path):
 
 
 @needs_bubblewrap
+@pytest.mark.parametrize("data", ["", "data"])
+def test_the_validation_rows_are_not_in_a_folder_of_the_system_either(run, tmp_path, monkeypatch, data):
+    """The data beside Python's packages, or below them: both folders are bound whole."""
+    system = tmp_path / "system"
+    scale = system / data / "cpu"
+    scale.mkdir(parents=True)
+    for name in ("meta.json", "train.bin", "val.bin", "test.bin"):
+        (scale / name).write_text("rows")
+    (system / "package.py").write_text("")
+    monkeypatch.setattr(sandbox, "SYSTEM", (*sandbox.SYSTEM, str(system)))
+    monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(system / data))
+    reads = attempts(*(f"open('{path}')" for path in [system / "package.py", *scale.iterdir()]))
+    seen = run(reads).tail.partition("done:")[2]
+    assert "package.py" in seen and "train.bin" in seen and "val.bin" not in seen and "test.bin" not in seen
+    assert "val.bin" in run(reads, mode="off").tail.partition("done:")[2]
+
+
+@needs_bubblewrap
 def test_the_repository_cannot_be_deleted(run, tmp_path, monkeypatch):
     repository = tmp_path / "repository"
     (repository / ".git").mkdir(parents=True)

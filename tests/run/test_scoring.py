@@ -13,7 +13,7 @@ import prepare_data
 from autoresearch.files import GRAPH
 from autoresearch.nouns import RunResult
 from autoresearch.run import scoring
-from autoresearch.run.scoring import Scorer, train_and_score
+from autoresearch.run.scoring import Scorer, scored, train_and_score
 from autoresearch.run.training import RunOptions
 
 OPTIONS = RunOptions("cpu", 7, 60, "off")
@@ -78,6 +78,20 @@ def test_the_time_of_a_slot_is_known_with_first_start_and_scoring(monkeypatch, t
     scorer = SimpleNamespace(score=lambda *_: pass_time(4.0, {"val_bpb": 1.6}))
     result = train_and_score("", tmp_path, OPTIONS, scorer=scorer)
     assert (result.seconds, result.extra_seconds, result.slot_seconds) == (13.0, 44.0, 57.0)
+
+
+def test_the_pace_of_the_machine_is_the_scorers_whatever_a_run_prints(scorer, tmp_path):
+    prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
+    printed = RunResult("ok", 1.0, summary={"pace_seconds": 1e6, "cpu_seconds": 1.0})
+    summary = scored(printed, tmp_path, OPTIONS, lambda: False, scorer).summary
+    assert 0 < summary["pace_seconds"] < 1 and summary["cpu_seconds"] == 1.0
+
+
+def test_a_run_that_always_asks_for_another_start_crashes(scorer, tmp_path):
+    source = "import sys\nprint('started', flush=True)\nsys.exit(75)\n"
+    result = train_and_score(source, tmp_path / "run", replace(OPTIONS, start_limit=3.5), scorer=scorer)
+    assert (result.status, result.error) == ("crash", "exit code 75: it asked for another start once too often")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.log", "train.py"]
 
 
 SLOW_START = """

@@ -49,6 +49,24 @@ def test_the_guard_measures_the_cpu_time_whatever_is_printed(run):
     assert 1 <= result.summary["cpu_seconds"] < 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
+def test_the_cpu_time_of_a_child_that_nobody_waits_for_counts(run):
+    """It is in no parent's sum. The guard looks every two seconds at the latest: so long lives the child."""
+    source = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+alive, end = os.pipe()
+if os.fork() == 0:
+    while time.process_time() < 1: pass
+    time.sleep(2.5)
+    os._exit(0)
+os.close(end)
+os.read(alive, 1)
+"""
+    assert 1 <= run(source + GOOD).summary["cpu_seconds"] < 3
+
+
 def test_a_number_printed_before_a_failure_does_not_count(run):
     assert run(GOOD + "import sys; sys.exit(1)").status == "crash"
 
