@@ -15,6 +15,9 @@ import yaml
 
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 SANDBOX_MODES = ("auto", "on", "off")
+SHARES = ("constants_share", "keep.keep_at_once", "keep.keep_at_last")
+ONE_AT_LEAST = ("max_turns", "proposers")  # with none, nothing would ever be proposed
+DASHES = r"---[ \t]*$"  # the line before the front matter, and the one behind it
 
 # -----------------------------------------------------------------------------
 # Definitions
@@ -160,27 +163,46 @@ def checked_value(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def front_matter(text: str) -> tuple[str, str]:
+    """(front matter, instructions) of a program.md. Raises ValueError if the file breaks off, as half a save does."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    begun = re.match(rf"\ufeff?\s*{DASHES}", text, re.MULTILINE)
+    if not begun:
+        return "", text
+    front, *instructions = re.split(rf"^{DASHES}\n?", text[begun.end() :], maxsplit=1, flags=re.MULTILINE)
+    if not instructions:
+        raise ValueError("the front matter has no closing ---")
+    return front, instructions[0]
+
+
 def parse_program(text: str) -> tuple[Settings, str]:
     """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid."""
-    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
-    if not match:
-        return Settings(), text
+    front, instructions = front_matter(text)
     try:
-        values = yaml.safe_load(match[1])
+        values = yaml.safe_load(front)
     except yaml.YAMLError as error:
         raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(values, dict) and isinstance(values.get("sandbox"), bool):  # on and off are booleans to YAML
         values["sandbox"] = "on" if values["sandbox"] else "off"
     settings = read_settings(Settings, values, "")
-    for name, choices in (("effort", EFFORTS), ("sandbox", SANDBOX_MODES)):
-        if (value := getattr(settings, name)) is not None and value not in choices:
+    check_ranges(settings)
+    return settings, instructions
+
+
+def check_ranges(settings: Settings) -> None:
+    """Raises ValueError that names a setting whose value is of its type, and yet none that it can have."""
+    for name, value in flat(settings).items():
+        choices = {"effort": EFFORTS, "sandbox": SANDBOX_MODES}.get(name, ())
+        if choices and value is not None and value not in choices:
             raise ValueError(f"`{name}: {value}` should be {', '.join(choices[:-1])} or {choices[-1]}")
-    if settings.constants_share > 1:
-        raise ValueError(f"`constants_share: {settings.constants_share}` should be from 0 to 1")
-    return settings, text[match.end() :]
+        if name in SHARES and value > 1:
+            raise ValueError(f"`{name}: {value}` should be from 0 to 1")
+        if name in ONE_AT_LEAST and value < 1:
+            raise ValueError(f"`{name}: {value}` should be 1 or more")
 
 
-def flat(settings: Settings) -> dict[str, object]:
+def flat(settings: Settings) -> dict[str, Any]:
     """Settings by their dotted names."""
     parts = dataclasses.asdict(settings).items()
     nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}

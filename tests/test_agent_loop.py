@@ -416,6 +416,10 @@ def test_the_shipped_program_states_the_defaults():
     [
         ("max_turns: many", "`max_turns: many` should be int"),
         ("max_turns: true", "`max_turns: True` should be int"),
+        ("max_turns: 0", "`max_turns: 0` should be 1 or more"),
+        ("proposers: 0", "`proposers: 0` should be 1 or more"),
+        ("constants_share: 30", "`constants_share: 30` should be from 0 to 1"),
+        ("keep: {keep_at_once: 80}", "`keep.keep_at_once: 80` should be from 0 to 1"),
         ("max_cost: -1", "should be 0 or more"),
         ("max_cost: .nan", "should be 0 or more"),
         ("keep: 3", "keep is not a list"),
@@ -436,6 +440,26 @@ def test_settings_take_what_is_valid():
     settings, text = parse_program(f"---\nmax_cost: 5\nkeep: {{equal: 0.5}}\n{prices}\n---\nhello")
     assert (settings.max_cost, settings.keep.equal, settings.prices.input, text) == (5, 0.5, 1, "hello")
     assert parse_program("just text") == (Settings(), "just text")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("--- \nmax_cost: 5\n---\nhello", "---\nmax_cost: 5\n---\t\nhello", "\n---\nmax_cost: 5\n---\nhello"),
+        *("\ufeff---\nmax_cost: 5\n---\nhello", "---\nmax_cost: 5\n---", "---\nmax_cost: 5 # ---\n---\nhello"),
+    ],
+)
+def test_front_matter_is_seen_however_it_was_typed(text):
+    settings, instructions = parse_program(text)
+    assert settings.max_cost == 5 and instructions in ("hello", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "---", "---\nmax_cost: 5\n", "--- \nmax_cost: 5\n--", "---\nmodel: x ---\n"]
+)
+def test_a_file_that_was_saved_by_half_is_refused(text):
+    with pytest.raises(ValueError, match="it is empty" if not text.strip() else "has no closing ---"):
+        parse_program(text)
 
 
 def test_a_row_survives_the_table(tmp_path):

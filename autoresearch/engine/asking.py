@@ -46,6 +46,7 @@ from autoresearch.propose.context import (
 )
 from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
 from autoresearch.settings import Settings
+from autoresearch.text import plural
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "anthropic": propose_by_claude,
@@ -295,9 +296,7 @@ def block_reason(asking: Asking, failure: ProposalFailed, max_refusals: int) -> 
     asking.refusals = asking.refusals + 1 if isinstance(failure, Refused) else 0
     if isinstance(failure, CannotPropose):
         return str(failure)
-    if asking.refusals < max_refusals:
+    if asking.refusals < max(1, max_refusals):
         return ""
-    return (
-        f"{asking.refusals} proposals in a row were declined ({failure}); whether and how to go on is for a person "
-        "to decide: see Refusals in docs/researcher.md"
-    )
+    declined = f"{plural(asking.refusals, 'proposal')} declined in a row ({failure})"
+    return f"{declined}; whether and how to go on is for a person to decide: see Refusals in docs/researcher.md"

@@ -38,6 +38,8 @@ def decide(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate)
 def may_repair(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate) -> bool:
     """Whether the last run failed by a slip that goes back to the proposer."""
     runs, settings = verdicts.attempt_runs(ledger, candidate), session.settings
+    if session.options.proposer == "constants":  # it mends nothing, also where an LLM's search goes on with it
+        return False
     if not runs or not verdicts.is_slip(runs[-1]) or candidate.proposal.category == "constant" or not ledger.kept:
         return False
     return candidate.repairs < settings.repairs and not over_budget(settings, ledger, queue)

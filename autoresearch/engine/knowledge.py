@@ -35,8 +35,24 @@ class Knowledge:
 def judged(ledger: Ledger) -> list[Row]:
     """The experiments that have a val_bpb, each change once: where it was judged last."""
     rows = [row for row in ledger.rows if row.status in ("keep", "discard") and row.runs]
-    replaced = {int(match[1]) for row in rows if (match := SECOND_LOOK.match(row.description))}
-    return [row for row in rows if row.number not in replaced]
+    again = looked_at_again(rows)
+    return [row for row in rows if row.number not in again]
+
+
+def looked_at_again(rows: list[Row]) -> set[int]:
+    """The numbers of the near misses that had a second look, however it ended.
+
+    A proposer may describe an edit in the same words. A second look is on the same best, and has the same runs first.
+    """
+    by_number, found = {row.number: row for row in rows}, set()
+    for row in rows:
+        match = SECOND_LOOK.match(row.description)
+        near = by_number.get(int(match[1])) if match else None
+        if not near or near is row or (near.status, near.parent) != ("discard", row.parent):
+            continue
+        if row.repairs or row.runs.startswith(near.runs):  # where it was repaired, its runs are new
+            found.add(near.number)
+    return found
 
 
 def knowledge(ledger: Ledger, scale: str) -> Knowledge:

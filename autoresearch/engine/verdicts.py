@@ -8,7 +8,7 @@ import re
 import time
 
 from autoresearch.engine.fitting import forbidden, on_best
-from autoresearch.engine.knowledge import judged, knowledge
+from autoresearch.engine.knowledge import judged, knowledge, looked_at_again
 from autoresearch.engine.queue import Candidate
 from autoresearch.engine.session import Options
 from autoresearch.judge.keep_rule import judge, reconsider
@@ -70,6 +70,7 @@ def second_look(ledger: Ledger, options: Options, settings: Settings, under_way:
     known, best = knowledge(ledger, options.scale), ledger.best
     limit = settings.memory_limit_gb or math.inf
     looked_at = {int(match[1]) for text in under_way if (match := SECOND_LOOK.match(text))}
+    looked_at |= looked_at_again(ledger.rows)  # also those whose second look failed, which judged() does not count
     near = [row for row in judged(ledger) if row.parent == best.commit and row.status == "discard"]
     near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
     runs = [without_seed(runs_of(row), known.offsets) for row in near]

@@ -67,10 +67,10 @@ def run_command(context: Context, work: Path) -> Ended:
 
 def answer_profile(context: Context, work: Path) -> None:
     """Have a profile made, of the best or of the number in profile.request; it is there whole or not at all."""
-    wanted = (work / "profile.request").read_text(errors="replace").strip()
     try:
+        wanted = (work / "profile.request").read_text(errors="replace").strip()
         text = context.profile(int(wanted) if wanted.isdecimal() else context.best.number)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # also where the request is gone again
         text = f"there is no profile: {error}\n"
     with contextlib.suppress(OSError):  # the folder is gone: the proposal has ended
         replace_file(work / "profile.txt", text)

@@ -35,7 +35,7 @@ import numpy
 from autoresearch.nouns import Proposal
 from autoresearch.propose.context import CannotPropose, Context, NothingLeft
 from autoresearch.row import Row, runs_of
-from autoresearch.source import assignments, edit_problem, parse, parse_expression, reached
+from autoresearch.source import NOT_PYTHON, assignments, edit_problem, parse, parse_expression, reached
 
 USUAL_SLOPE = 0.7  # standard deviation of a constant's slope before it was tried, in noise per step
 STEEP = re.compile(r"(MATRIX|EMBEDDING)_LR$|^LEARNING_RATE|^LR$|BATCH_SIZE|WARMDOWN")  # what matters nearly everywhere
@@ -138,7 +138,7 @@ def is_ratio(name: str, value: float) -> bool:
 def position(value: float, ratio: bool) -> float:
     """Where a value stands on its natural scale, in steps."""
     if ratio:
-        value = 0.97 if value == 1 else max(value, 0.01)  # from either end by steps that can be seen
+        value = 0.97 if value >= 1 else max(value, 0.01)  # from either end by steps that can be seen
         return math.log2(value / (1 - value))
     return math.log2(abs(value) or 2**-10)
 
@@ -172,7 +172,7 @@ def moved_integer(constant: NumericConstant, steps: float) -> str:
 # -----------------------------------------------------------------------------
 # What the history says
 
-CHANGE = re.compile(r"\b([A-Z][A-Z0-9_]*) (\S+(?: [*/] \S+)?) -> ([^\s,\[]+)")
+CHANGE = re.compile(r"\b([A-Z][A-Z0-9_]*) (\S+(?: [*/] \S+)?) -> ([^\s,;:\[]+)")
 Change = frozenset[tuple[str, str, str]]  # of (name, old text, new text)
 FAILED = ("crash", "timeout", "invalid")
 
@@ -202,7 +202,7 @@ def number_in(text: str) -> float | None:
     """The number that a text of a description stands for, if any."""
     try:
         return literal_number(parse_expression(text))
-    except SyntaxError:  # someone else's description
+    except (*NOT_PYTHON, ArithmeticError):  # someone else's description
         return None
 
 

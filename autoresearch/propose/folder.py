@@ -191,7 +191,8 @@ def lay_out(context: Context, source: str) -> tuple[Path, dict[str, str]]:
 def clear(work: Path, given: dict[str, str]) -> None:
     """Remove what was given, which is the same for hundreds of experiments: what the command made itself stays."""
     for name in given:
-        (work / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone, or the command made a folder of it
+            (work / name).unlink()
     for name in ("diffs", "logs"):
         with contextlib.suppress(OSError):  # it put something there itself
             (work / name).rmdir()

@@ -5,6 +5,7 @@ Tools, system, instructions, history up to the best, the best train.py, history 
 all of a request lies in a prefix that an earlier one has sent, and is read from the API's cache.
 """
 
+import contextlib
 import functools
 import math
 
@@ -22,6 +23,7 @@ from autoresearch.text import one_line
 
 HISTORY_CHARACTERS = 200_000  # of the lines of the history and the kept diffs; the oldest beyond are condensed
 CRASH_CHARACTERS = 6_000  # of the log of a crash
+PROFILE_CHARACTERS = 6_000
 NOTEBOOK_CHARACTERS = 8_000
 
 # -----------------------------------------------------------------------------
@@ -164,6 +166,14 @@ def training_text(training: Training) -> str:
     return f"Experiment {training.number}: {', '.join(facts)}\n  loss at {losses or 'no point'}"
 
 
+def profile_text(context: Context) -> str:
+    """Where the time of the best's steps goes; "" where it was not profiled."""
+    with contextlib.suppress(ValueError):
+        if text := context.read(context.best.number, "profile"):
+            return f"# Where the time of a step goes: a profile of the best\n{untrusted(text, PROFILE_CHARACTERS)}"
+    return ""
+
+
 def noise_text(context: Context) -> str:
     """What a number is worth: the noise in val_bpb, and what a keep needs."""
     text = f"# Noise\nThe noise of a run is {context.noise:.6f} in val_bpb (a standard deviation)."
@@ -201,6 +211,7 @@ def volatile_text(context: Context) -> str:
     parts += [noise_text(context), tallies_text(context), near_misses_text(context), expectations_text(context)]
     if context.trainings:
         parts.append("\n".join(["# How training went: the best, the last few", *map(training_text, context.trainings)]))
+    parts.append(profile_text(context))
     if context.waiting:
         parts.append("\n- ".join(["# Running or waiting to run", *map(one_line, context.waiting)]))
     if context.others:

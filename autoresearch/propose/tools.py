@@ -5,7 +5,6 @@ What is wrong with a call is a ToolError, which goes back to the model as the to
 the others, with a schema of its own: so it works on any server that speaks the Messages API.
 """
 
-import math
 from typing import Any
 
 from autoresearch.nouns import Proposal
@@ -18,6 +17,7 @@ CHECK_CHARACTERS = 6_000  # of the end of a check's log
 ADVICE = (
     "Mend it. If only the tiny size or the want of a GPU is why, submit the same text again: it is not checked twice."
 )
+HUGE = 1e9  # a number of the model's that is no line and no gain, as infinity is none
 
 # -----------------------------------------------------------------------------
 # Definitions
@@ -129,7 +129,7 @@ def edit_text(text: str, arguments: dict, name: str = "train.py") -> tuple[str, 
 def view_lines(text: str, view_range: list) -> str:
     """Numbered lines from the first to the last of `view_range`, -1 for the end."""
     lines = text.removesuffix("\n").split("\n")
-    if len(view_range) != 2 or not all(isinstance(number, int | float) for number in view_range):
+    if len(view_range) != 2 or not all(isinstance(number, int | float) and abs(number) < HUGE for number in view_range):
         raise ToolError("view_range should be two line numbers")
     first, last = int(view_range[0]), len(lines) if view_range[1] == -1 else int(view_range[1])
     if not 1 <= first <= last <= len(lines):
@@ -181,14 +181,14 @@ def checked(context: Context, source: str) -> str:
 def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:
     """What is submitted, if it can be an experiment. Raises ToolError."""
     texts = {name: argument(arguments, name, str) for name in ("description", "hypothesis", "category")}
-    expected = float(argument(arguments, "expected_gain", float))
+    expected = argument(arguments, "expected_gain", float)
     if not one_line(texts["description"]):
         raise ToolError("the description is empty")
     if texts["category"] not in CATEGORIES:
         raise ToolError(f"the category should be one of: {', '.join(CATEGORIES)}")
-    if not math.isfinite(expected):
+    if not abs(expected) < HUGE:
         raise ToolError("expected_gain should be a finite number")
     if problem := context.problem(source) or context.forbidden(source):
         raise ToolError(problem)
     texts["description"] = one_line(texts["description"])
-    return Proposal(source=source, expected=expected, **texts)
+    return Proposal(source=source, expected=float(expected), **texts)

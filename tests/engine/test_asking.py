@@ -10,13 +10,13 @@ from loop_helpers import STUB, make_repository
 from rich.console import Console
 
 from autoresearch.engine import asking
-from autoresearch.engine.asking import ask, proposal_came, propose
+from autoresearch.engine.asking import ask, block_reason, proposal_came, propose
 from autoresearch.engine.deciding import decide
 from autoresearch.engine.limits import over_budget
-from autoresearch.engine.queue import Ask, Candidate, Queue, Slot, begin, restore_queue
+from autoresearch.engine.queue import Ask, Asking, Candidate, Queue, Slot, begin, restore_queue
 from autoresearch.engine.session import Options, Session
 from autoresearch.nouns import Proposal, Run, RunResult, Usage
-from autoresearch.propose.context import Fault, NothingLeft
+from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import note_run
 from autoresearch.record.log import Log
 from autoresearch.record.repository import open_repository
@@ -147,3 +147,10 @@ def test_a_note_is_told_again_where_the_api_was_down(search, monkeypatch, consta
         ask(session, ledger, queue, None)
         session.events.get(timeout=60)()
     assert queue.asking.notes == ["1 crashed\n\n2 crashed"]
+
+
+def test_no_refusals_allowed_means_that_the_first_ends_the_search():
+    assert block_reason(Asking(), ProposalFailed("it does not parse"), max_refusals=0) == ""
+    assert block_reason(Asking(), Refused("no"), max_refusals=0).startswith("1 proposal declined in a row")
+    asking = Asking()
+    assert [bool(block_reason(asking, Refused("no"), max_refusals=2)) for _ in range(2)] == [False, True]

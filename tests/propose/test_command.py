@@ -12,7 +12,7 @@ import pytest
 from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
 from autoresearch.nouns import Proposal
-from autoresearch.propose.command import propose_by_command
+from autoresearch.propose.command import answer_profile, propose_by_command
 from autoresearch.propose.context import Crash, ProposalFailed, Removal, Training
 from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
@@ -176,6 +176,19 @@ def test_an_agent_is_taken_at_its_train_py_and_nothing_else(tmp_path, agent):
     assert proposal.description == "I lowered LEVEL after 1 experiments."
     assert said == ["      the command also touched PLAN.md, program.md: dropped"]
     assert "thinking" in (tmp_path / "0001/proposal.log").read_text()
+
+
+def test_an_agent_may_put_its_folder_upside_down(tmp_path):
+    turned = "rm -r diffs notebook.md; echo mine > diffs; mkdir notebook.md description.txt profile.txt"
+    context = make_context(
+        tmp_path, command=f"{turned}; echo X = 1 >> train.py; echo my idea", diffs=lambda _: {0: "-"}
+    )
+    proposal = propose_by_command(context)
+    assert (proposal.source, proposal.description) == (STUB + "X = 1\n", "my idea")
+    answer_profile(context, tmp_path / "gone")  # a request that is taken back at once
+    (tmp_path / "gone").mkdir()
+    answer_profile(context, tmp_path / "gone")
+    assert (tmp_path / "gone/profile.txt").read_text().startswith("there is no profile: ")
 
 
 def test_an_agent_mends_what_crashed(tmp_path, agent):

@@ -222,7 +222,8 @@ def test_any_walk_stays_in_its_kind(name):
 
 def test_changes_are_counted_in_steps_of_the_old_value():
     change = changes_in(
-        "MIX 0.1 -> 0.2, LR 2**4 -> 2**3, C 1 / 8 -> 1.0, DECAY 0.0 -> 0.5, D 1.5 -> 0.75, BETA2 0.98 -> 0.99"
+        "MIX 0.1 -> 0.2, LR 2**4 -> 2**3, C 1 / 8 -> 1.0, DECAY 0.0 -> 0.5, D 1.5 -> 0.75, BETA2 0.98 -> 0.99, "
+        "GAIN 0.8 -> 1.2: no ratio after all"
     )
     assert steps_in(change) == {
         "MIX": pytest.approx(math.log2(0.25 / (1 / 9))),
@@ -231,6 +232,7 @@ def test_changes_are_counted_in_steps_of_the_old_value():
         "DECAY": 2,
         "D": -1,
         "BETA2": pytest.approx(1, abs=0.03),
+        "GAIN": 2,
     }
 
 
@@ -244,6 +246,7 @@ def test_descriptions_tell_what_was_changed():
     one = frozenset({("A", "0.5", "0.25")})
     assert changes_in("A 0.5 -> 0.25") == changes_in("second look at 0042: A 0.5 -> 0.25 [suspiciously good]") == one
     assert changes_in("X_2 1 / 8 -> 0.5, B 2**4 -> 2**5") == {("X_2", "1 / 8", "0.5"), ("B", "2**4", "2**5")}
+    assert changes_in("A 0.5 -> 0.25: it was too much") == changes_in("A 0.5 -> 0.25; again") == one  # an LLM's
     assert changes_in("baseline") == changes_in("swap the norm -> faster") == frozenset()
 
 
@@ -284,6 +287,9 @@ def test_rows_of_other_proposers_and_broken_ones_do_no_harm(tmp_path):
         tried("B 1.5 -> 3.0", math.inf, 4, noise=0.0),
         tried("B 1.5 -> 1", math.nan, 5, status="interrupted", runs=""),
         tried("GONE 1.5 -> 3.0", 3, 6),
+        tried("X0_FIRST 0.1 -> 1.5", 1, 7),
+        tried("MLP_RATIO 0.5 -> 2.0: wider", 1, 8),
+        tried("A 1.5 -> 1e999, B 1.5 -> 1e-300**-64, C 1.5 -> " + "(" * 300, 1, 9),
     ]
     assert propose(tmp_path, best_source=TWENTY, rows=rows).description
 
