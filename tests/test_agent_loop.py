@@ -284,7 +284,8 @@ def test_a_train_py_committed_by_hand_stops_the_search(repo):
     assert (repo / "train.py").read_text() == STUB + "# mine\n"
     assert git(repo, "log", "--format=%s", "autoresearch/t").splitlines()[1] == "mine"  # below the results
     git(repo, "revert", "--no-edit", "HEAD~1")
-    done = run_loop(repo, "--experiments", "1", "--command", "false")
+    command = proposer_script(repo, [set_level(1.9)])  # again: the loop may have seen the commit before the edit
+    done = run_loop(repo, "--experiments", "1", "--command", command)
     assert [row.status for row in rows_of(repo)] == ["keep", "keep"], done.stdout + done.stderr
     assert (repo / "train.py").read_text() == STUB.replace("LEVEL = 2.0", "LEVEL = 1.9")
 
