@@ -35,3 +35,8 @@ def prepared() -> Path:
         if not (folder / "meta.json").exists():  # written last
             subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process of pytest is left alone with it in the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/run/test_cluster.py", "tests/engine/test_chaos.py")))

@@ -3,7 +3,8 @@ agent_loop.py, but that a stub of loop_helpers gets the number that it prints: i
 
     python printed_loop.py ARGUMENTS OF agent_loop.py
 
-What hands a model over is scored as ever. Tests that start this are about what the loop makes of a number.
+What hands a model over is scored as ever. Tests that start this are about what the loop makes of a number. Picture and
+page, most of a short session's own time, are drawn where PICTURES is set.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.getcwd())  # the repository of the test
 
-from autoresearch.engine import briefing, queue
+from autoresearch.engine import briefing, queue, show
 from autoresearch.nouns import RunResult
 from autoresearch.run import cluster
 from autoresearch.run.scoring import train_and_score
@@ -39,6 +40,8 @@ def believe_what_is_printed() -> None:
 
 def main() -> None:
     believe_what_is_printed()
+    if not os.environ.get("PICTURES"):
+        show.Drawing.draw_both = lambda *_: None
     sys.argv[0] = "agent_loop.py"
     import agent_loop
 

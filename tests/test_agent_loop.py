@@ -55,7 +55,8 @@ def test_each_outcome_is_recorded_and_the_best_compounds(repo):
         append("import sys; sys.exit(0)", "silent"),
         append("LEVEL_TWO = 2", "inert but different") + "; " + set_level(1.8),
     ]
-    done = run_loop(repo, "--experiments", "7", "--command", proposer_script(repo, edits))
+    command = proposer_script(repo, edits)
+    done = run_loop(repo, "--experiments", "7", "--command", command, env={"PICTURES": "1"})
     assert done.returncode == 0, done.stderr
     rows = rows_of(repo)
     statuses = [row.status for row in rows]
@@ -498,11 +499,11 @@ def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_pa
     repo = make_repository(tmp_path / "repo")
     edits = [set_level(2.1), set_level(1.9), set_level(1.8)]
     first = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, edits))
-    assert "   2  confirmed    1.900000  seed 47, a fresh one" in first.stdout, first.stdout
-    assert "   0  baseline     2.000000  seed 47, a fresh one" in first.stdout
+    assert "   2  confirmed    1.900000  seed 45, a fresh one" in first.stdout, first.stdout
+    assert "   0  baseline     2.000000  seed 45, a fresh one" in first.stdout
     assert "+0.100000  (+- " in first.stdout and "5.00 % of the baseline's 2.000000 on these seeds)" in first.stdout
     status = json.loads(subprocess.check_output([sys.executable, "agent_loop.py", "status", "--json"], cwd=repo))
     assert status["gain"]["value"] == pytest.approx(0.1) and status["gain"]["percent"] == pytest.approx(5)
     later = run_loop(repo, "--experiments", "3", "--command", proposer_script(repo, edits))
-    assert "   3  confirmed    1.800000  seed 47" in later.stdout
+    assert "   3  confirmed    1.800000  seed 45" in later.stdout
     assert "baseline     2.0" not in later.stdout, "it has been run on these seeds"

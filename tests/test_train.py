@@ -605,6 +605,7 @@ KEYS = "val_bpb training_seconds total_seconds peak_vram_mb mfu_percent total_to
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_summary_has_every_key(short_run):
     values = summary(short_run)
     assert list(values) == KEYS.split()
@@ -615,6 +616,7 @@ def test_summary_has_every_key(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_path):
     warm_up = "for _ in range(2):\n            train_step("
     assert SOURCE.count(warm_up) == 1
@@ -623,11 +625,13 @@ def test_same_seed_gives_the_same_number_whatever_the_warm_up(short_run, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_another_seed_gives_another_number(short_run, tmp_path):
     assert summary(run(tmp_path, STEPS=5, SEED=2))["val_bpb"] != summary(short_run)["val_bpb"]
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_batch_size_takes_effect_and_need_not_divide(short_run, tmp_path):
     rows = cpu_constants()["TOTAL_BATCH_SIZE"] // 128
     result = run(tmp_path, set_constant("TOTAL_BATCH_SIZE", rows * 128 - 200), STEPS=5, SEED=1)
@@ -636,6 +640,7 @@ def test_batch_size_takes_effect_and_need_not_divide(short_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_passes_add_up_to_the_same_step(short_run, tmp_path):
     halved = re.sub(r"DEVICE_BATCH_SIZE = min\(64,", "DEVICE_BATCH_SIZE = min(4,", SOURCE)
     result = run(tmp_path, halved, STEPS=5, SEED=1)
@@ -652,6 +657,7 @@ def out_of_memory_above(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("short_run")
 def test_what_does_not_fit_is_halved_and_the_step_stays(short_run, tmp_path):
     result = run(tmp_path, out_of_memory_above(5), STEPS=5, SEED=1)
     assert re.findall(r"^out of memory: (.*)$", result.stdout, re.M) == [

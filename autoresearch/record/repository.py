@@ -144,10 +144,11 @@ def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, 
     """Commit the tree of `parent` with `text` as its file `name`, and let `ref` point there. Returns the full hash.
 
     `merged`: a second parent, whose tree has no part in it.
-    One git process does it all (git fast-import); nothing else changes: no index, no working tree. Its date is later
-    than the parent's, whatever the clock says: what was kept is read in this order.
+    One git process does it all (git fast-import); nothing else changes: no index, no working tree. Where the clock was
+    set back, its date is a second later than the parent's: what was kept is read in this order.
     """
-    date = max(int(time.time()), 1 + int(run_git(repo, "show", "-s", "--format=%ct", parent)))
+    now, before = int(time.time()), int(run_git(repo, "show", "-s", "--format=%ct", parent))
+    date = now if now >= before else before + 1
     head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {date} +0000\n".encode()
     parents = f"from {parent}\n" + (f"merge {merged}\n" if merged else "")
     body = f"{parents}M 100644 inline {name}\n".encode()

@@ -67,10 +67,11 @@ def kill_at_random(folder, kills: int, seed: int, longest: float = 4.0) -> int:
             loop.communicate(timeout=rng.uniform(0.3, longest))
         loop.send_signal(rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]))
         loop.communicate(timeout=60)
-    before = rows_of(folder)
+    before = [row_line(row) for row in rows_of(folder)]
     done = run_loop(folder, "--experiments", str(len(before) + 2), *options)
     assert done.returncode == 0, done.stderr
-    assert [row_line(row) for row in rows_of(folder)][: len(before)] == [row_line(row) for row in before]
+    after = [row_line(row) for row in rows_of(folder)]
+    assert [line for line in after if line in before] == before  # one that was lost may stand between them
     check_invariants(folder)
     return (folder / "runs/t/loop.log").read_text().count("(traceback in loop.log)")
 
@@ -82,25 +83,31 @@ def test_chaos_in_small(tmp_path, prepared):
 
 @pytest.mark.slow
 def test_chaos(tmp_path, prepared):
-    """A hundred kills, in four repositories at once: a fake training takes no processor."""
+    """Forty kills, in four repositories at once: a fake training takes no processor."""
     folders = [make_repository(tmp_path / f"repo{n}", TRAIN, serial=False) for n in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        faults = sum(pool.map(kill_at_random, folders, [25] * 4, range(1, 5)))
+        faults = sum(pool.map(kill_at_random, folders, [10] * 4, range(1, 5)))
     counts = [len(rows_of(folder)) for folder in folders]
     assert sum(counts) > 8 and faults > 0, (counts, faults)
-    print(f"100 kills, {faults} faults of the loop, {sum(counts)} experiments, none lost, none twice")
+    print(f"40 kills, {faults} faults of the loop, {sum(counts)} experiments, none lost, none twice")
 
 
 # -----------------------------------------------------------------------------
 # Damage between two sessions
 
 
-@pytest.fixture
-def searched(repo):
-    """A search of three experiments, the last of them discarded."""
+@pytest.fixture(scope="module")
+def first_search(tmp_path_factory, prepared):
+    repo = make_repository(tmp_path_factory.mktemp("searched") / "repo")
     edits = [set_level(1.9), set_level(1.8), set_level(1.85)]
     run_loop(repo, "--experiments", "3", "--command", proposer_script(repo, edits))
     return repo
+
+
+@pytest.fixture
+def searched(first_search, tmp_path):
+    """A search of three experiments, the last of them discarded."""
+    return shutil.copytree(first_search, tmp_path / "repo", symlinks=True)
 
 
 def damage_line(folder):
@@ -126,6 +133,7 @@ def leave_locks(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("damage")  # the search is made once
 @pytest.mark.parametrize(
     "damage",
     [

@@ -61,7 +61,7 @@ def test_a_machine_that_is_fit(repo):
     assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(4096 * 1000)
     assert whole["overhead_seconds"] > whole["evaluation_seconds"] > 0
     runs = int(10 * 3600 / whole["run_seconds"])
-    assert lines["estimate"]["facts"]["experiments"] == runs - 1 - 2 - 6  # baseline, its repeats, confirming
+    assert lines["estimate"]["facts"]["experiments"] == runs - 1 - 2 - 2  # baseline, its repeats, confirming
     assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
     assert not list((repo / "runs").glob("*/journal.jsonl"))
 

@@ -162,6 +162,7 @@ def test_the_scorer_refuses(path, train):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("by_the_clock")
 @pytest.mark.parametrize("path", cheats("budget"))
 def test_the_clocks_contradict(path, train, expected, by_the_clock):
     result, record = train(apply_patch(path), steps=0)
@@ -170,6 +171,7 @@ def test_the_clocks_contradict(path, train, expected, by_the_clock):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("unchanged")
 @pytest.mark.parametrize("path", cheats("no gain"))
 def test_nothing_is_gained(path, train, expected, unchanged):
     result, record = train(apply_patch(path))
@@ -190,6 +192,7 @@ def test_an_honest_number_is_believed(path, train, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("by_the_clock")
 def test_an_honest_run_by_the_clock_is_believed(train, expected, by_the_clock):
     result, record = train(SOURCE, steps=0)
     assert check_result(result, record, at_most(expected, by_the_clock), LIMITS) == ""

@@ -117,7 +117,8 @@ def test_status_beside_a_running_loop(tmp_path, prepared):
 def test_a_session_leaves_the_page_and_its_end_in_the_journal(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     edits = [set_level(1.5), set_level(1.2) + "; echo '<script>alert(1)</script>'"]
-    done = run_loop(folder, "--experiments", "2", "--command", proposer_script(folder, edits))
+    command = proposer_script(folder, edits)
+    done = run_loop(folder, "--experiments", "2", "--command", command, env={"PICTURES": "1"})
     assert done.returncode == 0, done.stderr
     status = status_of(folder)
     assert status["pace"]["hours"] > 0 and 0 < status["pace"]["slot_busy_share"] <= 1 and not status["alive"]
@@ -131,7 +132,8 @@ def test_a_page_that_cannot_be_drawn_costs_the_page_only(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     (folder / "autoresearch/record/page.html").write_text("{{ nothing.at.all }}")
     git(folder, "commit", "-qam", "a page that is broken")
-    done = run_loop(folder, "--experiments", "1", "--command", proposer_script(folder, [set_level(1.5)]))
+    command = proposer_script(folder, [set_level(1.5)])
+    done = run_loop(folder, "--experiments", "1", "--command", command, env={"PICTURES": "1"})
     assert done.returncode == 0, done.stderr
     assert "report.html is not drawn: UndefinedError" in done.stdout and "1 experiment done" in done.stdout
     assert "Traceback" in (folder / "runs/t/loop.log").read_text()
