@@ -126,10 +126,10 @@ def wait_for_room(session: Session, folder: Path) -> None:
 
 
 def was_lost(session: Session, run_folder: Path, outcome: RunResult | Exception) -> bool:
-    """Whether a run's end says nothing of its train.py: its folder was deleted, or the disk was full."""
+    """Whether a run's end says nothing of its train.py: its folder or its log was deleted, or the disk was full."""
     if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
         return False
-    if not run_folder.exists():
+    if not run_folder.exists() or (isinstance(outcome, FileNotFoundError) and f"{run_folder}/" in str(outcome)):
         return True
     if isinstance(outcome, OSError):
         return cannot_write(session, run_folder)

@@ -46,3 +46,8 @@ def test_a_slot_that_scores_is_not_idle():
 def test_a_run_that_took_its_node_down_and_left_no_log_is_not_made_again_for_ever(tmp_path):
     (tmp_path / "train.py").touch()
     assert not was_lost(SimpleNamespace(complaint=""), tmp_path, RunResult("crash", 9.0, error="its node was lost"))
+
+
+def test_a_run_whose_log_alone_was_deleted_is_lost(tmp_path):
+    gone = FileNotFoundError(2, "No such file or directory", str(tmp_path / "run.log"))
+    assert was_lost(SimpleNamespace(complaint=""), tmp_path, gone)
