@@ -43,6 +43,7 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/sys", "
 # Of the kernel's own: root may write here in any namespace, and become the machine's root by it.
 KERNEL = ("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd")
+USER = "run"  # a run's own name for its user, which inductor names a folder after
 DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 # In a run's folder, but not the run's to change.
 LOOP_FILES = ("train.py", "run.log", "proposal.json", "proposal.log", "exchange.json")
@@ -92,10 +93,12 @@ def bubblewrap(folder: Path, shown: list[Path], caches: Path) -> list[str]:
     views |= {path: ("--ro-bind-try", path) for path in shown}
     views |= {path: ("--bind", path) for path in (folder, *cache_folders(caches))}
     views |= {Path("/tmp"): ("--bind", folder / "tmp")}  # on disk, so that the disk's limit holds for it
+    # Inductor keeps its precompiled headers there, whatever TORCHINDUCTOR_CACHE_DIR says: a second start needs them.
+    views |= {Path(f"/tmp/torchinductor_{USER}"): ("--bind", cache_folders(caches)[0])}
     views |= {folder / name: ("--ro-bind-try", folder / name) for name in LOOP_FILES}
     views |= {path: ("--dev-bind-try", path) for pattern in DEVICES for path in Path("/dev").glob(pattern)}
     in_order = sorted(views, key=lambda path: len(path.parts))  # what is mounted later lies over what is there
-    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "PYTHONUSERBASE": user_base()}
+    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "LOGNAME": USER, "PYTHONUSERBASE": user_base()}
     if "LD_LIBRARY_PATH" in os.environ:  # which a setuid bwrap would lose
         variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return [

@@ -94,6 +94,25 @@ def test_a_run_that_always_asks_for_another_start_crashes(scorer, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.log", "train.py"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [inside])
+def test_a_second_start_finds_the_headers_that_the_first_one_compiled(scorer, mode, tmp_path):
+    source = """
+import sys
+from pathlib import Path
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+header = Path(default_cache_dir(), "precompiled_headers", "header.h.gch")
+if not header.exists():
+    header.parent.mkdir(parents=True)
+    header.write_text("compiled")
+    sys.exit(75)
+print("found:", header.read_text())
+"""
+    options = replace(OPTIONS, start_limit=3.5, sandbox=mode)
+    assert "found: compiled" in train_and_score(source, tmp_path / "run", options, scorer=scorer).tail
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.log", "train.py"]
+
+
 SLOW_START = """
 import os, time
 from prepare_data import training_clock
