@@ -365,6 +365,7 @@ def test_the_demo_proposes_as_it_is_told(words, proposer, monkeypatch):
     assert parse_arguments().proposer == proposer
 
 
+@pytest.mark.slow
 def test_a_search_at_the_cpu_scale_prepares_its_data_itself(repo, tmp_path):
     command, env = proposer_script(repo, [set_level(1.9)]), {"AUTORESEARCH_DATA_DIR": str(tmp_path / "data")}
     done = run_loop(repo, "--experiments", "1", "--command", command, env=env)
@@ -477,6 +478,7 @@ def test_a_row_survives_the_table(tmp_path):
     assert dataclasses.replace(back, **same) == dataclasses.replace(row, **same)
 
 
+@pytest.mark.slow
 def test_a_search_keeps_the_scale_and_the_budget_that_it_began_with(prepared, tmp_path):
     repo = make_repository(tmp_path / "repo")
     options = ("--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
@@ -495,6 +497,7 @@ def test_a_search_keeps_the_scale_and_the_budget_that_it_began_with(prepared, tm
     assert start_loop(repo, program=(PRINTED_LOOP, "profile")).communicate(timeout=60)[1] == refused
 
 
+@pytest.mark.slow
 def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_path):
     repo = make_repository(tmp_path / "repo")
     edits = [set_level(2.1), set_level(1.9), set_level(1.8)]

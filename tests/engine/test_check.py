@@ -88,6 +88,7 @@ def test_a_train_py_that_crashes_is_a_line(repo):
     assert "runs/check/steps/run.log" in lines["20 steps"]["mend"] and "estimate" not in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breakage", "scale", "name", "text"),
     [
@@ -109,6 +110,7 @@ def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo
         assert "ANTHROPIC_API_KEY is not set" in lines["proposer"]["text"]
 
 
+@pytest.mark.slow
 def test_bad_arguments_are_one_line(repo):
     done = subprocess.run(
         [sys.executable, "agent_loop.py", "check", "--hours", "-3"], cwd=repo, capture_output=True, text=True

@@ -9,6 +9,7 @@ import pytest
 from faulty_loop import STAGES
 from loop_helpers import check_invariants, git, make_repository, proposer_script, rows_of, run_loop, set_level
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("faulty_loop.py")
 LEVELS = [set_level(2 - number / 10) for number in range(1, 6)]
 ANEW = 'sed -i.old "s/^LEVEL = .*/LEVEL = 2.$(date +%N)/" train.py; echo another'
