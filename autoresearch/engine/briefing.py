@@ -100,7 +100,7 @@ def machine_text(scale: str) -> str:
     versions = f"Python {sys.version.split()[0]}, {package('torch')}, {package('triton')}"
     if scale == "cpu":
         return (
-            f"- one thread of a CPU, {versions}\n- eager: torch.compile takes longer than it saves in a run this short"
+            f"- one thread of a CPU, {versions}\n- eager: torch.compile would take more than a minute before each run"
         )
     return (
         f"- {gpu_text()}, {versions}\n"
