@@ -58,6 +58,8 @@ def main() -> None:
             names = place if isinstance(place, dict) else vars(place)
             names[attribute] = faulty(names[attribute], name, rng, float(chance), int(only) if only else None)
     believe_what_is_printed()
+    if not any(stage.startswith("draw") for stage in stages):
+        show.Drawing.draw_both = lambda *_: None
     sys.argv = ["agent_loop.py", *sys.argv[at + 1 :]]
     import agent_loop
 

@@ -18,6 +18,7 @@ from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings
 
 TRAIN = (ROOT / "train.py").read_text()
+SHORT = {"AUTORESEARCH_BUDGET": "5"}
 
 
 def run_check(folder, *args, env=None):
@@ -51,7 +52,7 @@ def test_a_machine_that_is_fit(repo):
     stale = repo / "runs/check/steps/record.json"  # what an earlier check left must not count
     stale.parent.mkdir(parents=True)
     stale.write_text("{}\n{}\n")
-    code, lines, said = run_check(repo, "--proposer", "constants", "--hours", "10")
+    code, lines, said = run_check(repo, "--proposer", "constants", "--hours", "10", env=SHORT)
     bubblewrap = lines["sandbox"]["state"] == "ok"
     assert bubblewrap or "bubblewrap" in lines["sandbox"]["text"]
     assert code == (0 if bubblewrap else 1), said
@@ -72,7 +73,7 @@ def test_a_fall_back_is_said(repo):
     (repo / "train.py").write_text(
         TRAIN.replace("import ctypes\n", f"{broken}torch._fused_adamw_ = fails\nimport ctypes\n")
     )
-    code, lines, _ = run_check(repo, "--proposer", "constants")
+    code, lines, _ = run_check(repo, "--proposer", "constants", env=SHORT)
     assert "fused AdamW failed (RuntimeError: no such kernel); using plain AdamW" in lines["fall-back"]["text"]
     assert lines["fall-back"]["state"] == "slow" and lines["scorer"]["state"] == "ok"
     assert lines["files and git"]["text"] == "train.py has uncommitted changes"

@@ -242,7 +242,8 @@ def test_the_guard_ends_it(path, mode, tmp_path, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [inside])
 @pytest.mark.parametrize("path", cheats("sandbox"))
-def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim):
+def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
     result = run_cheat(path, tmp_path, victim, mode)
     assert result.status == "crash" and re.search(expectations(path)["sandbox"], result.error)
 
