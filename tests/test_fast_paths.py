@@ -120,14 +120,10 @@ def test_what_works_is_used_without_a_word(on_a_gpu, capsys):
     assert "failed" not in capsys.readouterr().out
 
 
-SLOW = pytest.mark.slow
-CASES = [
-    pytest.param(name, way, marks=[SLOW] if name == "torch.compile" or way == "nan" else [], id=f"{name}, {way}")
-    for name in LINES
-    for way in WAYS
-]
+CASES = [pytest.param(name, way, id=f"{name}, {way}") for name in LINES for way in WAYS]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_what_does_not_work_is_replaced_and_a_line_says_so(name, way, on_a_gpu, capsys):
@@ -148,7 +144,7 @@ def test_what_does_not_work_is_replaced_and_a_line_says_so(name, way, on_a_gpu, 
     torch.testing.assert_close(module.model(inputs), plain.model(inputs))
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_run_on_which_everything_fails_ends_with_a_number(tmp_path):
     broken = """
 import torch

@@ -65,6 +65,7 @@ def test_partial_file_with_nothing_missing(hub, tmp_path, extra, requests):
     assert len(hub.requests) == requests
 
 
+@pytest.mark.slow
 def test_climbmix_from_the_command_line(hub, tmp_path, done):
     result = command("--source", "climbmix", "--shards", "2", "--data-dir", tmp_path)
     assert result.returncode == 0 and result.stderr == "" and "\x1b" not in result.stdout

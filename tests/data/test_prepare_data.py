@@ -117,6 +117,7 @@ def test_what_a_compiler_took_counts_as_time_before_the_clock(monkeypatch):
     assert prepare_data.noted["clock_started"]["cpu"] - prepare_data.noted["imported"]["cpu"] > 0.9
 
 
+@pytest.mark.slow
 def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
     normal = busy(1.0)
     monkeypatch.setattr(prepare_data, "PACE_SECONDS", prepare_data.PACE_SECONDS / 3)

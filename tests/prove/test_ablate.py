@@ -181,6 +181,7 @@ def test_what_cannot_be_run_as_reviewed_stays_as_merged_and_is_not_asked_again_a
     assert asked.read_text().split() == ["1", "2", "3", "3"] and runs_in(folder, "ablation") == runs
 
 
+@pytest.mark.slow
 def test_a_reviewer_that_was_not_let_finish_has_not_failed(tmp_path, prepared):
     folder = tmp_path / "repo"
     make_search(folder, "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])
@@ -209,6 +210,7 @@ def test_a_kill_loses_no_run_and_the_same_command_goes_on(tmp_path, prepared):
     assert report_in(folder, "ablation.json")["pruned"]["branch"]
 
 
+@pytest.mark.slow
 def test_without_a_kept_change_there_is_nothing_to_prove(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     write_kept(folder, [make_stub("A", "2")], ["baseline"])

@@ -59,6 +59,7 @@ def test_a_change_that_does_not_transfer_is_no_gain(tmp_path, prepared):
     assert "no gain at depth 6" in out and list(report["best"]) == ["100"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_promoted_is_one_line(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     first = make_stub("A", "2 - 0.1*A")

@@ -114,6 +114,7 @@ def test_status_beside_a_running_loop(tmp_path, prepared):
     assert not status["alive"] and status["running"] == []
 
 
+@pytest.mark.slow
 def test_a_session_leaves_the_page_and_its_end_in_the_journal(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     edits = [set_level(1.5), set_level(1.2) + "; echo '<script>alert(1)</script>'"]
@@ -128,6 +129,7 @@ def test_a_session_leaves_the_page_and_its_end_in_the_journal(tmp_path, prepared
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_drawn_costs_the_page_only(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     (folder / "autoresearch/record/page.html").write_text("{{ nothing.at.all }}")

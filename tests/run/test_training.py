@@ -124,6 +124,7 @@ def test_no_secret_reaches_a_run(run, monkeypatch):
     assert "'AUTORESEARCH_SEED': '7'" in result.tail and "'AUTORESEARCH_SCALE': 'cpu'" in result.tail
 
 
+@pytest.mark.slow
 def test_at_the_cpu_scale_a_run_compiles_in_its_own_process(run):
     """Other processes' CPU time would count as work that slows its clock down."""
     code = "import torch._inductor.config as config; print('threads', config.compile_threads)"
