@@ -38,5 +38,7 @@ def prepared() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that no process of pytest is left alone with it in the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/run/test_cluster.py", "tests/engine/test_chaos.py")))
+    """What takes longest begins first, so that no process of pytest is left alone with it in the end: groups, which
+    one process has to itself, and a few tests."""
+    longest = ("test_chaos", "hours_is_stopped", "is_mended_by_its_agent", "scored_on_the_test_rows")
+    items.sort(key=lambda item: not item.get_closest_marker("xdist_group") and not item.name.endswith(longest))
