@@ -2,6 +2,7 @@
 What is left: time, experiments, money, and room on the disk.
 """
 
+import itertools
 import math
 import os
 import shutil
@@ -27,7 +28,7 @@ FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begu
 
 def run_seconds(ledger: Ledger, time_budget: int) -> float:
     """Wall-clock seconds, never 0, that a run is expected to take: as the longest of the last five that ended well."""
-    ended = [run.result for run in ledger.runs if run.result.status == "ok"][-5:]
+    ended = list(itertools.islice((run.result for run in reversed(ledger.runs) if run.result.status == "ok"), 5))
     return 1.05 * max(0.1, *map(seconds_if_tested, ended)) if ended else 1.2 * time_budget + 10
 
 

@@ -12,13 +12,12 @@ promotion.png and touches nothing else. The same command again goes on where it 
 
 import argparse
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from autoresearch.engine.knowledge import knowledge
-from autoresearch.engine.measure import Measure
+from autoresearch.engine.measure import Measure, expected_of
 from autoresearch.engine.start import add_slots
 from autoresearch.engine.status import beliefs_of
 from autoresearch.engine.trials import (
@@ -38,7 +37,7 @@ from autoresearch.prove.depth import bound_constants, depth_of, with_depth
 from autoresearch.prove.target import Points, fit_line, next_budget, paired_sigma
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
-from autoresearch.record.status import found
+from autoresearch.record.status import SURE, found
 from autoresearch.text import fail
 
 HORIZONS = (0.75, 1.0, 1.25)  # of the baseline: what a second is worth
@@ -89,7 +88,7 @@ def announce(bench: Bench, arms: Arms, bound: list[str]) -> None:
 def promotion_measure(bench: Bench) -> Measure:
     """The search's, but that the first run here tells what start and compilation take at this depth."""
     path = bench.folder / "measure.json"
-    stored = json.loads(path.read_text())["expected"] if path.exists() else {"before_clock": None, "cpu_seconds": None}
+    stored = expected_of(bench.folder) or {"before_clock": None, "cpu_seconds": None}
     return dataclasses.replace(bench.measure, path=path, expected=bench.measure.expected | stored)
 
 
@@ -199,7 +198,7 @@ def searched_gain(bench: Bench) -> dict[str, float]:
     facts = found(bench.ledger, beliefs_of(bench.ledger))
     gain, confirmed = facts["gain"]["value"], facts["best"]["confirmed"]
     baseline = confirmed["val_bpb"] + gain if confirmed else facts["baseline"]["val_bpb"]
-    error = (facts["gain"]["high"] - gain) / 1.96
+    error = (facts["gain"]["high"] - gain) / SURE
     return {"baseline": baseline, "best": baseline - gain, "gain": gain, "standard_error": error}
 
 

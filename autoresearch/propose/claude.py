@@ -129,9 +129,8 @@ def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
     if name == "read_experiment":
         number, what = argument(arguments, "number", int), argument(arguments, "what", str)
         try:
-            return untrusted(
-                context.profile(number) if what == "profile" else context.read(number, what), READ_CHARACTERS
-            )
+            text = context.profile(number) if what == "profile" else context.read(number, what)
+            return untrusted(text, READ_CHARACTERS)
         except ValueError as error:
             raise ToolError(str(error)) from error
     if name == "check" and context.check:

@@ -21,6 +21,7 @@ from autoresearch.row import Row, runs_of
 from autoresearch.text import one_line, plural
 
 VERSION = 1  # of the dictionary; a change of a key's meaning raises it
+SURE = 1.96  # standard errors to either side of a 95 % interval
 WINDOW = 12  # experiments that the trajectory looks back on
 END = "the end of the session"  # what idle slots wait for when nothing else comes
 FAILED = ("crash", "timeout", "invalid")
@@ -61,11 +62,11 @@ def found(ledger: Ledger, beliefs: Beliefs | None) -> dict:
     first, best, confirmed = ledger.kept[0], ledger.best, beliefs and beliefs.confirmed
     sure = confirmed or (beliefs.best if beliefs else Estimate(best.val_bpb, math.nan, 0))
     repeats, noise = len(runs_of(first)) or 1, beliefs.noise if beliefs else Noise(math.nan, 0)
-    gain, error = first.val_bpb - sure.val_bpb, 1.96 * math.hypot(sure.standard_error, noise.sigma / math.sqrt(repeats))
+    gain, error = first.val_bpb - sure.val_bpb, SURE * math.hypot(sure.standard_error, noise.sigma / math.sqrt(repeats))
     of = "confirmed" if confirmed else "believed" if beliefs else "seen"
     level = first.val_bpb
     if beliefs and beliefs.gain:  # like with like
-        gain, error = beliefs.gain.val_bpb, 1.96 * beliefs.gain.standard_error
+        gain, error = beliefs.gain.val_bpb, SURE * beliefs.gain.standard_error
         level = statistics.fmean(ledger.beside.values())
     interval = {"value": gain, "low": gain - error, "high": gain + error}
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
