@@ -13,7 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from autoresearch.engine.session import Options, Session
 from autoresearch.propose.context import Context
+from autoresearch.record.log import Log
 from autoresearch.row import HEADER, Row, parse_line
 from autoresearch.settings import Settings
 
@@ -153,6 +157,12 @@ def processes_in(folder: Path) -> list[str]:
             if os.readlink(link) == str(folder):
                 found.append(link.parent.name)
     return found
+
+
+def make_session(log: Path, proposer: str = "constants", settings: Settings | None = None) -> Session:
+    """A session of the search t without end, at the cpu scale, that says nothing and has no lock."""
+    options = Options("t", proposer, "", None, None, math.inf, "cpu", 42, 20, 128, 1024)
+    return Session(options, Log(Console(quiet=True), log), None, settings or Settings(), "", 0.0)
 
 
 def make_context(folder: Path, **changes) -> Context:

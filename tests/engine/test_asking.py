@@ -1,24 +1,20 @@
 """The proposer at work, without a loop: what it is told, and what becomes of its answer."""
 
 import dataclasses
-import math
 import threading
 import time
 
 import pytest
-from loop_helpers import STUB, make_repository
-from rich.console import Console
+from loop_helpers import STUB, make_repository, make_session
 
 from autoresearch.engine import asking
 from autoresearch.engine.asking import ask, block_reason, proposal_came, propose
 from autoresearch.engine.deciding import decide
 from autoresearch.engine.limits import over_budget
 from autoresearch.engine.queue import Ask, Asking, Candidate, Queue, Slot, begin, restore_queue
-from autoresearch.engine.session import Options, Session
 from autoresearch.nouns import Proposal, Run, RunResult, Usage
 from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import note_run
-from autoresearch.record.log import Log
 from autoresearch.record.repository import open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.settings import Settings
@@ -30,10 +26,8 @@ def search(tmp_path, monkeypatch):
     folder = make_repository(tmp_path / "repo")
     for module in ("record.ledger", "record.restore", "engine.limits", "engine.briefing"):
         monkeypatch.setattr(f"autoresearch.{module}.ROOT", folder)
-    log = Log(Console(quiet=True), folder / "runs/t/loop.log")
-    options = Options("t", "command", "", None, None, math.inf, "cpu", 42, 20, 128, 1024)
-    session = Session(options, log, None, Settings(max_cost=4.0), "", 0.0)
-    ledger, queue = open_ledger(open_repository(folder), "t", log), Queue([Slot()])
+    session = make_session(folder / "runs/t/loop.log", "command", Settings(max_cost=4.0))
+    ledger, queue = open_ledger(open_repository(folder), "t", session.log), Queue([Slot()])
     for seed in (42, 43, 44):
         note_run(ledger, Run(0, seed, RunResult("ok", 10.0, 2.0 + seed / 1e4)))
     decide(session, ledger, queue, begin(ledger, queue, Proposal("baseline", STUB)))

@@ -1,18 +1,14 @@
 """Runs outside a search: what is journaled of them, and what is made again."""
 
-import math
 from collections import deque
 
 import pytest
-from rich.console import Console
+from loop_helpers import make_session
 
 from autoresearch.engine import limits
 from autoresearch.engine.queue import Slot
-from autoresearch.engine.session import Options, Session
 from autoresearch.engine.trials import Bench, Trial, folder_of, trial_ended
 from autoresearch.nouns import RunResult
-from autoresearch.record.log import Log
-from autoresearch.settings import Settings
 
 TRIAL = Trial("the best, 3 steps", "x = 1", 42, 20, steps=3)
 CRASH = RunResult("crash", 1.0, error="OSError: [Errno 28] No space left on device")
@@ -20,10 +16,7 @@ CRASH = RunResult("crash", 1.0, error="OSError: [Errno 28] No space left on devi
 
 @pytest.fixture
 def bench(tmp_path):
-    log = Log(Console(quiet=True), tmp_path / "ablation.log")
-    options = Options("t", "constants", "", None, None, math.inf, "cpu", 42, 20, 128, 1024)
-    session = Session(options, log, None, Settings(), "", 0.0)
-    bench = Bench(session, None, [Slot()], None, tmp_path / "ablation")
+    bench = Bench(make_session(tmp_path / "ablation.log"), None, [Slot()], None, tmp_path / "ablation")
     folder_of(bench, TRIAL).mkdir(parents=True)
     return bench
 
