@@ -37,35 +37,35 @@ from queue import Empty
 from git import GitCommandError
 from rich.live import Live
 
-from autoresearch.engine import limits
-from autoresearch.engine.asking import PROPOSERS, give_up_overdue, propose
-from autoresearch.engine.deciding import decide
-from autoresearch.engine.faults import take_fault
-from autoresearch.engine.knowledge import knowledge
-from autoresearch.engine.measure import keep_budget, load_measure
-from autoresearch.engine.queue import Candidate, Queue, Task, restore_queue
-from autoresearch.engine.running import fill_slots
-from autoresearch.engine.session import Session, note_start, reload_program
-from autoresearch.engine.show import Drawing, announce, live_lines
-from autoresearch.engine.slots import make_slots
-from autoresearch.engine.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.files import ROOT
+from autoresearch.loop import limits
+from autoresearch.loop.decide import decide
+from autoresearch.loop.faults import take_fault
+from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
+from autoresearch.loop.knowledge import knowledge
+from autoresearch.loop.live import Drawing, announce, live_lines
+from autoresearch.loop.measure import keep_budget, load_measure
+from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
+from autoresearch.loop.running import fill_slots
+from autoresearch.loop.session import Session, note_start, reload_program
+from autoresearch.loop.slots import make_slots
+from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger, commit_results, keep_table, note
-from autoresearch.record.report import live_view, results_message, summary
+from autoresearch.record.lines import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.text import fail, one_line, plural
 
 VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
-    "status": "autoresearch.engine.status",
-    "report": "autoresearch.engine.report",
-    "check": "autoresearch.engine.check",
-    "profile": "autoresearch.engine.profile",
-    "propose": "autoresearch.engine.propose_once",
-    "ablate": "autoresearch.engine.ablate",
-    "promote": "autoresearch.engine.promote",
+    "status": "autoresearch.verbs.status",
+    "report": "autoresearch.verbs.report",
+    "check": "autoresearch.verbs.check",
+    "profile": "autoresearch.verbs.profile",
+    "propose": "autoresearch.verbs.propose",
+    "ablate": "autoresearch.verbs.ablate",
+    "promote": "autoresearch.verbs.promote",
 }
 DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop

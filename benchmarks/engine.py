@@ -82,9 +82,9 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from rich.console import Console
 
     import prepare_data
-    from autoresearch.engine.asking import PROPOSERS
-    from autoresearch.engine.queue import Queue, Slot, restore_queue
-    from autoresearch.engine.session import Options, Session
+    from autoresearch.loop.inflight import Queue, Slot, restore_queue
+    from autoresearch.loop.proposers import PROPOSERS
+    from autoresearch.loop.session import Options, Session
     from autoresearch.record.log import Log
     from autoresearch.record.repository import open_repository
     from autoresearch.record.restore import open_ledger
@@ -108,7 +108,7 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
 def run_search(session, ledger, queue) -> None:
     """The loop itself, to its end."""
     from agent_loop import loop
-    from autoresearch.engine.show import Drawing
+    from autoresearch.loop.live import Drawing
 
     loop(session, ledger, queue, Drawing(session.log, ledger.repo, ledger.tag))
 
@@ -156,7 +156,7 @@ def write_history(ledger, experiments: int) -> None:
 
 def measure_overhead(experiments: int, more: int = 30) -> dict:
     """Seconds to come back to a search of so many experiments, and the loop's own seconds per further one."""
-    from autoresearch.engine.show import Drawing
+    from autoresearch.loop.live import Drawing
 
     train = simulated_train(0.0, random.Random(1), [])
     session, ledger, queue = make_search(1, False, train, 0.0, 0)

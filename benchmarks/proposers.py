@@ -47,9 +47,9 @@ import optuna
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from autoresearch.engine.knowledge import USUAL_NOISE, USUAL_SHARE, replay
 from autoresearch.judge.keep_rule import judge
 from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, without_seed
+from autoresearch.loop.knowledge import USUAL_NOISE, USUAL_SHARE, replay
 from autoresearch.nouns import Noise, Runs, Verdict
 from autoresearch.propose.constants import moved, numeric_constants, propose_constants, replaced
 from autoresearch.propose.context import Context
@@ -169,7 +169,7 @@ def experiment(search: Search, source: str, description: str) -> Iterator[Reques
 
 
 def known(search: Search):
-    """(noise of a run without its seed's offset, offsets, belief in every best): engine/knowledge.py of these rows."""
+    """(noise of a run without its seed's offset, offsets, belief in every best): loop/knowledge.py of these rows."""
     rows = [row for row in search.rows if row.runs]
     sources = [runs_of(row) for row in rows]
     noise, share = pooled_noise(sources, USUAL_NOISE["cpu"]), seed_share(sources, USUAL_SHARE["cpu"])

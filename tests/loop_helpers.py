@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoresearch.engine.session import Options, Session
+from autoresearch.loop.session import Options, Session
 from autoresearch.propose.context import Context
 from autoresearch.record.log import Log
 from autoresearch.row import HEADER, Row, parse_line

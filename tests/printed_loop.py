@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.getcwd())  # the repository of the test
 
-from autoresearch.engine import briefing, queue, show
+from autoresearch.loop import briefing, inflight, live
 from autoresearch.nouns import RunResult
 from autoresearch.run import cluster
 from autoresearch.run.scoring import train_and_score
@@ -34,14 +34,14 @@ def taking_the_printed(train):
 
 
 def believe_what_is_printed() -> None:
-    briefing.train_and_score = queue.train_and_score = taking_the_printed(train_and_score)
+    briefing.train_and_score = inflight.train_and_score = taking_the_printed(train_and_score)
     cluster.run_on_cluster = taking_the_printed(cluster.run_on_cluster)
 
 
 def main() -> None:
     believe_what_is_printed()
     if not os.environ.get("PICTURES"):
-        show.Drawing.draw_both = lambda *_: None
+        live.Drawing.draw_both = lambda *_: None
     sys.argv[0] = "agent_loop.py"
     import agent_loop
 

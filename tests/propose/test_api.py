@@ -4,14 +4,14 @@ import json
 import time
 
 import pytest
-from claude_helpers import GOOD, logged, prompt_of
+from anthropic_helpers import GOOD, logged, prompt_of
 from loop_helpers import make_context
 from messages_server import Failure, editor, refuse, replace, say, thinking
 
 from autoresearch.propose import api as messages_api
 from autoresearch.propose import model
+from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.api import retry_after
-from autoresearch.propose.claude import propose_by_claude
 from autoresearch.propose.context import CannotPropose, Fault, ProposalFailed, Refused
 from autoresearch.propose.prices import cost_line, known_name, price_problem, priced, prices_of
 from autoresearch.settings import Prices, Settings

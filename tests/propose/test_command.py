@@ -142,7 +142,7 @@ def test_what_does_not_parse_is_given_back_once(tmp_path):
 
 
 def test_a_profile_is_made_on_request(tmp_path):
-    """The command asks by a file and waits for another; the loop's part is engine/profile.py."""
+    """The command asks by a file and waits for another; the loop's part is verbs/profile.py."""
     wait = "echo best > profile.request; until test -e profile.txt; do sleep 0.1; done; cp profile.txt seen"
     command = f"{wait}; echo X = 1 >> train.py; echo faster"
 

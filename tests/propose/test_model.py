@@ -1,11 +1,11 @@
 """The client and the model: what is checked before a search begins, and when program.md names another model."""
 
 import pytest
-from claude_helpers import GOOD
+from anthropic_helpers import GOOD
 from loop_helpers import make_context
 from messages_server import Failure, say
 
-from autoresearch.propose.claude import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.model import LIMITS, check_model
 from autoresearch.settings import Prices, Settings
 

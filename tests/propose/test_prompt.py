@@ -4,12 +4,12 @@ import dataclasses
 import re
 
 import pytest
-from claude_helpers import GOOD, make_rows, prompt_of
+from anthropic_helpers import GOOD, make_rows, prompt_of
 from loop_helpers import ROOT, STUB, make_context, make_row
 from messages_rules import shares
 from messages_server import editor, note, say, submit
 
-from autoresearch.propose.claude import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.context import Training
 from autoresearch.propose.digest import clean, condensed_count, history, untrusted
 from autoresearch.propose.prompt import first_prompt, volatile_text

@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
-from claude_helpers import GOOD, results_of
+from anthropic_helpers import GOOD, results_of
 from loop_helpers import STUB, make_context
 from messages_server import editor, note, replace, say, submit, tool
 
 from autoresearch.nouns import RunResult
-from autoresearch.propose.claude import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.tools import ToolError, edit_text
 from autoresearch.run.training import RunOptions, run_training
 

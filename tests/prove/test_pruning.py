@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoresearch.engine import pruning
-from autoresearch.engine.pruning import Pruning, prune
-from autoresearch.engine.trials import Bench
+from autoresearch.loop.trials import Bench
 from autoresearch.nouns import Noise, RunResult
 from autoresearch.prove.factors import Conflict, Factor
+from autoresearch.verbs import pruning
+from autoresearch.verbs.pruning import Pruning, prune
 
 FACTORS = [Factor((number,), f"change {number}") for number in (1, 2)]
 

@@ -5,9 +5,9 @@ from collections import deque
 import pytest
 from loop_helpers import make_session
 
-from autoresearch.engine import limits
-from autoresearch.engine.queue import Slot
-from autoresearch.engine.trials import Bench, Trial, folder_of, trial_ended
+from autoresearch.loop import limits
+from autoresearch.loop.inflight import Slot
+from autoresearch.loop.trials import Bench, Trial, folder_of, trial_ended
 from autoresearch.nouns import RunResult
 
 TRIAL = Trial("the best, 3 steps", "x = 1", 42, 20, steps=3)

@@ -12,10 +12,10 @@ import pytest
 from loop_helpers import ROOT, make_repository
 from searches import make_rows, write_search, write_table
 
-from autoresearch.engine.report import report_of_table
 from autoresearch.record.ledger import read_rows
 from autoresearch.record.page import ticks
 from autoresearch.row import row_line
+from autoresearch.verbs.report import report_of_table
 
 EXAMPLE = ROOT / "docs/example"
 CHROMIUM = [path for name in ("chromium", "chromedriver") if (path := shutil.which(name))]

@@ -1,0 +1,111 @@
+"""
+What a person sees while the loop runs: a line per slot; progress.png and report.html, drawn beside everything else.
+"""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import git
+
+from autoresearch.files import ROOT
+from autoresearch.loop.inflight import Queue
+from autoresearch.loop.limits import last_costs, proposals_to_come
+from autoresearch.loop.session import Session
+from autoresearch.nouns import Estimate
+from autoresearch.propose.prices import cost_line
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.lines import progress_parts, speed_parts
+from autoresearch.record.log import Log
+from autoresearch.record.progress import Confirmed, draw_progress
+from autoresearch.row import Row
+from autoresearch.run import sandbox
+from autoresearch.text import one_line, plural
+from autoresearch.verbs.report import report_of_search
+
+DRAW_EVERY = 30.0  # seconds between two drawings
+
+
+def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
+    """What this session is, and what is there already."""
+    options, settings, slots = session.options, session.settings, len(queue.slots)
+    ends = [plural(options.experiments, "experiment")] if options.experiments else []
+    if options.deadline < float("inf"):
+        ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
+    several = f" | {slots} slots" if slots > 1 else ""
+    a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
+    about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
+    session.log.say(f"{about} | until {' and '.join(ends)}")
+    if ledger.kept:
+        best = f"best {ledger.best.val_bpb:.6f} (experiment {ledger.best.number})"
+        see = f"see: python agent_loop.py status --tag {ledger.tag}"
+        session.log.show(f"{plural(ledger.tried, 'experiment')} so far, {best}, {see}")
+    for line in sandbox.describe(settings.sandbox, options.scale, settings.memory_gb, slots):
+        session.log.say(line)
+    if options.proposer == "anthropic":
+        more, costs = proposals_to_come(session, ledger, queue), last_costs(ledger, 20)
+        session.log.say(cost_line(settings, more, costs))
+
+
+def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
+    """What runs now, a line per slot, and what the proposer does. The terminal cuts what comes last."""
+    best = [f"best {ledger.best.val_bpb:.6f}"] if ledger.kept else []
+    wide = (session.log.width or 80) >= 110
+    lines = []
+    for slot in queue.slots:
+        if task := slot.task:
+            seed = f" seed {task.seed}" if task.seed != session.options.seed else ""
+            name = f"{slot.name}  " if slot.name else ""
+            parts = progress_parts(slot.line, time.time() - slot.since, session.options.scale)
+            speed = speed_parts(slot.line) if wide else []
+            title = task.candidate.title
+            lines.append(" | ".join([f"{name}{task.candidate.number:4d}{seed}", *parts, *best, *speed, title]))
+    for asked in queue.asking.at_work:
+        lines.append(f"{asked.context.number:4d} | {session.options.proposer} is at work on it")
+    if queue.waiting and len(queue.slots) > 1:
+        lines.append(f"      proposals that wait for a slot: {len(queue.waiting)}")
+    return lines
+
+
+def draw(what: str, log: Log, make: Callable[[], object]) -> None:
+    """Draw a picture or a page; that it cannot be drawn is no reason to stop."""
+    try:
+        make()
+    except Exception as error:
+        log.write(traceback.format_exc())
+        log.say(f"   !  {what} is not drawn: {type(error).__name__}: {one_line(str(error))[:200]}")
+
+
+@dataclass
+class Drawing:
+    """progress.png and report.html, as they were drawn last."""
+
+    log: Log
+    repo: git.Git
+    tag: str
+    rows: int = 0  # that are on them
+    not_before: float = 0.0  # time.time() before which they are not drawn again
+    thread: threading.Thread | None = None
+
+    def draw_if_due(self, rows: list[Row]) -> None:
+        """Draw them anew, in a thread, when there are new rows; but not again and again."""
+        if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
+            return
+        self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
+        # Not a daemon: a process that ends while matplotlib's own code runs in one is aborted.
+        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
+        self.thread.start()
+
+    def draw_last(self, rows: list[Row], best: Estimate | None, gain: Estimate | None) -> None:
+        """Draw what a session ends with: the best on fresh seeds, and its gain over the baseline there."""
+        if self.thread:
+            self.thread.join()
+        baseline = best.val_bpb + gain.val_bpb if best and gain else None
+        self.draw_both(rows, Confirmed(best.val_bpb, best.standard_error, baseline) if best else None)
+
+    def draw_both(self, rows: list[Row], point: Confirmed | None) -> None:
+        """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
+        draw("progress.png", self.log, lambda: draw_progress(rows, ROOT / "progress.png", point))
+        draw("report.html", self.log, lambda: report_of_search(self.repo, self.tag))

@@ -1,0 +1,302 @@
+"""
+The proposer at work, in a thread: when it is asked, what it is told, and what becomes of its answer when there is none.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from autoresearch.loop.briefing import about_search, what_is_left
+from autoresearch.loop.decide import decide, record
+from autoresearch.loop.inflight import (
+    Ask,
+    Asking,
+    Candidate,
+    Queue,
+    add_proposal,
+    commit_candidate,
+    new_proposal_folder,
+    note_dropped,
+)
+from autoresearch.loop.limits import cannot_write, run_seconds, time_for_more
+from autoresearch.loop.mergeable import forbidden
+from autoresearch.loop.session import Session
+from autoresearch.loop.verdicts import attempt_runs, verdict_on
+from autoresearch.nouns import Proposal
+from autoresearch.process import GRACE
+from autoresearch.propose.anthropic import propose_by_claude
+from autoresearch.propose.command import propose_by_command
+from autoresearch.propose.constants import propose_constants
+from autoresearch.propose.context import (
+    CannotPropose,
+    Context,
+    Crash,
+    Fault,
+    NothingLeft,
+    ProposalFailed,
+    Refused,
+    Training,
+)
+from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
+from autoresearch.settings import Settings
+from autoresearch.text import plural
+from autoresearch.verbs.profile import profile_experiment
+
+PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
+    "anthropic": propose_by_claude,
+    "command": propose_by_command,
+    "constants": propose_constants,
+}
+Outcome = Proposal | ProposalFailed
+BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is asked for all the same
+
+# -----------------------------------------------------------------------------
+# When it is asked
+
+
+def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None:
+    """Have the proposer write what is missing: first repairs, then an edit per idle slot and those to look ahead.
+
+    With a reason to stop, repairs only, as long as there is time to run them. As many are at work at once as the slots
+    need; a second one begins when the first has begun to answer, so that it reads from the API's cache what the first
+    has put there.
+    """
+    queue.at_hand, asking = None, queue.asking
+    if not ledger.kept or time.time() < asking.not_before or cannot_write(session, ledger.folder):
+        return
+    if is_over(session, ledger, queue):
+        return
+    if any(not ask.begun.is_set() and time.time() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
+        return
+    if queue.crashed:
+        ask(session, ledger, queue, queue.crashed.popleft())
+    elif not reason and wants_proposal(session, ledger, queue):
+        ask(session, ledger, queue, None)
+
+
+def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
+    """Whether nothing that is written now would run in this session."""
+    return session.ending or not time_for_more(session, ledger, len(queue.slots))
+
+
+def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
+    """Whether an edit is missing for an idle slot, or to look ahead, and one more proposer may be at work."""
+    most = 1 if session.options.proposer == "constants" else session.settings.proposers
+    if len(queue.asking.at_work) >= most:
+        return False
+    idle = len(queue.slots) - len(queue.running) - len(queue.tasks)
+    wanted = idle + look_ahead(queue, session.settings, run_seconds(ledger, session.options.time_budget))
+    return wanted > len(queue.waiting) + len(queue.asking.at_work)
+
+
+def look_ahead(queue: Queue, settings: Settings, seconds: float) -> int:
+    """How many proposals are being written or wait while all slots train. `seconds`: that a run takes.
+
+    While one proposal is written, the slots begin so many runs: as many have to be under way (Little's law), and some
+    more, as times vary. What waits knows less than what is written later, so few are enough.
+    """
+    if settings.look_ahead is not None:
+        return settings.look_ahead
+    begun = statistics.fmean(queue.asking.seconds or [0.0]) * len(queue.slots) / max(seconds, 0.1)
+    return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, len(queue.slots) // 4)
+
+
+def turn_of_constants(context: Context) -> bool:
+    """Whether this experiment is of the constants' share; on a plateau every second one is."""
+    share = context.settings.constants_share
+    if share and context.on_plateau:
+        share = max(share, 0.5)
+    return not context.crash and math.floor(context.number * share) > math.floor((context.number - 1) * share)
+
+
+def answer(context: Context, proposer: str, constants_first: bool) -> Proposal:
+    """What the session's proposer answers; or that of constants, where it is its turn and it has something left."""
+    if constants_first:
+        with contextlib.suppress(CannotPropose, NothingLeft):
+            return propose_constants(context)
+    return PROPOSERS[proposer](context)
+
+
+def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> None:
+    """Ask the proposer in a thread, to mend what crashed or for something new. Its answer is an event of the loop."""
+    queue.at_hand = crashed
+    context = make_context(session, ledger, queue, crashed)
+    asked = Ask(context)
+    context.begun = asked.begun.set
+    context.spent = functools.partial(spent_beside, ledger, queue, asked)
+    constants_first = turn_of_constants(context)
+    if constants_first and context.note:
+        queue.asking.notes.insert(0, context.note)  # it is for an LLM
+    if session.options.proposer != "anthropic" or constants_first:
+        asked.begun.set()
+
+    def work() -> None:
+        outcome: Outcome
+        try:
+            outcome = answer(context, session.options.proposer, constants_first)
+        except ProposalFailed as failure:
+            outcome = failure
+        except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
+            session.log.write(traceback.format_exc())
+            outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)", context.used)
+        session.events.put(functools.partial(proposal_came, session, ledger, queue, asked, outcome))
+
+    threading.Thread(target=work, daemon=True).start()
+    queue.asking.at_work.append(asked)
+
+
+def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
+    """Wait no longer for a proposer whose time is over. When the session is being stopped, that is now."""
+    for asked in list(queue.asking.at_work):
+        if session.stop.is_set():
+            asked.context.deadline = min(asked.context.deadline, time.time())
+        if time.time() > asked.context.deadline + 2 * GRACE:  # a command is being killed
+            proposal_came(session, ledger, queue, asked, Fault("it took too long", asked.context.used))
+
+
+# -----------------------------------------------------------------------------
+# What it is told
+
+
+def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> Context:
+    """All that the proposer may know at this moment."""
+    options, settings = session.options, session.settings
+    late = options.deadline - run_seconds(ledger, options.time_budget)
+    deadline = min(late, time.time() + settings.proposal_timeout)
+    return Context(
+        number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
+        failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
+        waiting=queue.descriptions,
+        others=len(queue.asking.at_work),
+        trainings=recent_trainings(ledger),
+        note="" if crashed else hand_over_notes(queue.asking),
+        crash=crash_of(ledger, crashed) if crashed else None,
+        folder=ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger),
+        notebook=ledger.folder / "notebook.md",
+        deadline=deadline,
+        forbidden=functools.partial(forbidden, ledger),
+        should_stop=lambda: session.ending,
+        profile=functools.partial(profile_experiment, session, ledger, queue, deadline),
+        **about_search(session, ledger),
+        **what_is_left(session, ledger, queue),
+    )
+
+
+def hand_over_notes(asking: Asking) -> str:
+    """What the next proposer has to know. It is told once: to whoever begins next, not to who is at work already."""
+    notes, asking.notes = asking.notes, []
+    return "\n\n".join(notes)
+
+
+def spent_beside(ledger: Ledger, queue: Queue, asked: Ask) -> float:
+    """US dollars so far, with what the other proposers at work have used by now."""
+    others = sum(other.context.used.cost for other in [*queue.asking.at_work] if other is not asked)
+    return ledger.spent + queue.spent + others
+
+
+def recent_trainings(ledger: Ledger, count: int = 3) -> list[Training]:
+    """How training went: the best's first run, then the last experiments'."""
+    best, runs = ledger.best.number, ledger.runs_by_number
+    last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-count:]
+    first = [runs[number][0] for number in [best, *last] if number in runs]
+    return [Training(run.number, run.result.losses, run.result.summary) for run in first if run.result.losses]
+
+
+def crash_of(ledger: Ledger, crashed: Candidate) -> Crash:
+    (*_, run) = attempt_runs(ledger, crashed)
+    return Crash(crashed.number, crashed.proposal.source, run.result.tail, crashed.repairs + 1)
+
+
+# -----------------------------------------------------------------------------
+# What becomes of its answer
+
+
+def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, outcome: Outcome) -> None:
+    """Queue a new proposal, start a repaired experiment again, or note that there was none."""
+    asking, context = queue.asking, asked.context
+    if asked not in asking.at_work:  # it came after all, when nobody waited for it any more
+        return
+    asking.at_work.remove(asked)
+    crashed = queue.candidates[context.crash.number] if context.crash else None
+    queue.at_hand = crashed or (outcome if isinstance(outcome, Proposal) else None)
+    if isinstance(outcome, ProposalFailed):
+        no_proposal_came(session, ledger, queue, outcome, crashed, context)
+        return
+    asking.failures = asking.refusals = 0
+    asking.seconds.append(time.time() - asked.since)
+    if crashed:
+        restart_repaired(ledger, crashed, outcome)
+        session.log.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {outcome.description[:80]}")
+        decide(session, ledger, queue, crashed)
+    else:
+        add_proposal(queue, outcome, context.best.number, context.folder)
+
+
+def restart_repaired(ledger: Ledger, crashed: Candidate, repaired: Proposal) -> None:
+    """The same experiment with the mended train.py; the one that crashed stays reachable by a ref of its own."""
+    keep_crashed(ledger, crashed.number, crashed.repairs)
+    usage = crashed.proposal.usage + repaired.usage
+    crashed.proposal = dataclasses.replace(crashed.proposal, source=repaired.source, usage=usage)
+    crashed.repairs += 1
+    commit_candidate(ledger, crashed)
+
+
+def no_proposal_came(
+    session: Session,
+    ledger: Ledger,
+    queue: Queue,
+    failure: ProposalFailed,
+    crashed: Candidate | None,
+    context: Context,
+) -> None:
+    """Say it and note it; what was to be repaired stays a crash, or waits for a session with time for it.
+
+    Some failures end the session.
+    """
+    if session.stop.is_set() and not failure.usage.tokens:
+        return
+    told = not isinstance(failure, Fault)  # where nobody's edit is to blame, later proposers need not know
+    if crashed:
+        note_failure(ledger, str(failure), failure.usage, told=told)
+    else:
+        note_dropped(ledger, context.folder, str(failure), failure.usage, told)
+    session.log.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
+    if crashed and not told and is_over(session, ledger, queue):
+        queue.crashed.append(crashed)
+    elif crashed:
+        verdict = verdict_on(ledger, session.options, session.settings, crashed)
+        record(session, ledger, queue, crashed, verdict)
+    else:
+        wait_longer(queue.asking, failure, context.note)
+    session.blocked = session.blocked or block_reason(queue.asking, failure, session.settings.max_refusals)
+
+
+def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
+    """Count a proposal that failed, tell the next one why, and wait a little longer each time.
+
+    `note`: what its proposer was told, which is told again where nobody's edit is to blame.
+    """
+    asking.failures += 1
+    if not isinstance(failure, Fault):
+        asking.notes.append(f"The last proposal failed: {failure}")
+    elif note and note not in asking.notes:  # as where the constants had their turn
+        asking.notes.insert(0, note)
+    asking.not_before = time.time() + (min(2.0 ** (asking.failures - 2), 300) if asking.failures > 1 else 0)
+    asking.nothing_left = str(failure) if isinstance(failure, NothingLeft) else ""
+
+
+def block_reason(asking: Asking, failure: ProposalFailed, max_refusals: int) -> str:
+    """Why only a person can go on after this failure, or ""."""
+    asking.refusals = asking.refusals + 1 if isinstance(failure, Refused) else 0
+    if isinstance(failure, CannotPropose):
+        return str(failure)
+    if asking.refusals < max(1, max_refusals):
+        return ""
+    declined = f"{plural(asking.refusals, 'proposal')} declined in a row ({failure})"
+    return f"{declined}; whether and how to go on is for a person to decide: see Refusals in docs/researcher.md"

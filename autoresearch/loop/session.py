@@ -1,0 +1,114 @@
+"""
+What this session was asked for, by its command line and by program.md, and what may end it.
+"""
+
+import dataclasses
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from autoresearch.files import ROOT
+from autoresearch.loop.measure import Measure
+from autoresearch.propose.model import check_model
+from autoresearch.record.ledger import Ledger, note
+from autoresearch.record.log import Log
+from autoresearch.run import sandbox
+from autoresearch.settings import Settings, flat, parse_program
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, and what its scale means."""
+
+    tag: str
+    proposer: str  # anthropic, command or constants
+    command: str
+    experiments: int | None  # --experiments
+    max_cost: float | None  # in place of program.md's
+    deadline: float  # time.time() at which everything has to be over
+    scale: str
+    seed: int
+    time_budget: int  # seconds of training
+    max_seq_len: int
+    vocab_size: int
+
+
+@dataclass
+class Session:
+    """One start of the loop."""
+
+    options: Options
+    log: Log
+    lock: TextIO  # tells other loops of this one
+    settings: Settings
+    instructions: str
+    program_stamp: float  # when program.md was last written
+    measure: Measure | None = None  # once the search is entered
+    stop: threading.Event = field(default_factory=threading.Event)
+    blocked: str = ""  # what only a person can mend: the session ends with it
+    complaint: str = ""  # why nothing can be written at present
+    faults: int = 0  # of the loop itself, since something was recorded last
+    events: queue.Queue[Callable[[], None]] = field(default_factory=queue.Queue)  # what a thread has come back with
+
+    @property
+    def ending(self) -> bool:
+        return self.stop.is_set() or bool(self.blocked)
+
+
+def note_start(session: Session, ledger: Ledger, slots: int) -> None:
+    """Tell the journal of this session; `status` reads from it what runs now, and how its hours were spent."""
+    options = session.options
+    values = {name: getattr(options, name) for name in ("proposer", "scale", "experiments")}
+    deadline = options.deadline if math.isfinite(options.deadline) else None
+    note(ledger, "session", values | {"process": os.getpid(), "slots": slots, "deadline": deadline})
+
+
+def read_program(path: Path, max_cost: float | None) -> tuple[Settings, str]:
+    """(settings, instructions) of program.md, with --max-cost in them. Raises ValueError with one line."""
+    settings, instructions = parse_program(path.read_text())
+    if problem := sandbox.mode_problem(settings.sandbox):
+        raise ValueError(problem)
+    return settings if max_cost is None else dataclasses.replace(settings, max_cost=max_cost), instructions
+
+
+def reload_program(session: Session) -> None:
+    """Read program.md again if it was written. A change is said; a broken file keeps the last good settings."""
+    path = ROOT / "program.md"
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    if stamp == session.program_stamp:
+        return
+    session.program_stamp = stamp
+    try:
+        settings, instructions = read_program(path, session.options.max_cost)
+    except (ValueError, OSError) as error:
+        session.log.say(f"program.md is not valid ({error}); going on with the last good one")
+        return
+    if instructions != session.instructions:
+        session.log.say("program.md: new instructions")
+    settings = with_working_model(session, settings)
+    before, after = flat(session.settings), flat(settings)
+    for name in before:
+        if before[name] != after[name]:
+            session.log.say(f"program.md: {name} {before[name]} -> {after[name]}")
+    session.settings, session.instructions = settings, instructions
+
+
+def with_working_model(session: Session, settings: Settings) -> Settings:
+    """The new settings; with the old model and all that belongs to it where the new one does not work."""
+    names = ("model", "effort", "max_tokens", "prices", "max_cost")
+    before = {name: getattr(session.settings, name) for name in names}
+    changed = before != {name: getattr(settings, name) for name in names}
+    if session.options.proposer != "anthropic" or not changed:
+        return settings
+    problem, warnings = check_model(settings)
+    for line in [problem] if problem else warnings:
+        session.log.say(f"program.md: {line}")
+    if not problem:
+        return settings
+    session.log.say(f"program.md: going on with model {before['model']}, effort {before['effort']}")
+    return dataclasses.replace(settings, **before)

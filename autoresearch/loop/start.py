@@ -1,0 +1,218 @@
+"""
+The start of a session: everything that a search needs is checked before anything is touched. Each missing thing is one
+line with its mend, and exit code 2.
+"""
+
+import fcntl
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import git
+from rich.console import Console
+
+from autoresearch.files import ROOT
+from autoresearch.loop.measure import check_scale
+from autoresearch.loop.session import Options, Session, read_program
+from autoresearch.propose.model import check_model
+from autoresearch.record.ledger import Ledger, read_journal
+from autoresearch.record.log import Log
+from autoresearch.record.reading import search_tags
+from autoresearch.record.repository import changed, current_branch
+from autoresearch.settings import Settings
+from autoresearch.text import fail
+
+TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
+CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
+LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
+
+# -----------------------------------------------------------------------------
+# Checks
+
+
+def check_arguments(args: Namespace) -> None:
+    """The command line by itself."""
+    if args.hours is None and args.experiments is None:
+        fail("how long? give --hours H or --experiments N (or --demo to try it)")
+    if args.tag and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
+        fail(f"--tag {args.tag} should be letters, digits, - and _")
+    if args.tag in TAKEN:
+        fail(f"--tag {args.tag} cannot be: runs/{args.tag} is not a search's; take another name")
+    check_session_arguments(args)
+    for name, least in (("experiments", 1), ("max_cost", 0)):
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+
+
+def check_session_arguments(args: Namespace) -> None:
+    """What a search, `ablate` and `promote` are all asked: how long, by whom, and where."""
+    if args.hours is not None and not args.hours > 0:
+        fail(f"--hours {args.hours} is not more than 0")
+    if args.proposer == "command" and not args.command:
+        fail("--proposer command needs --command '...'")
+    check_slots(args)
+
+
+def add_slots(parser: ArgumentParser) -> None:
+    """Where the runs are made."""
+    parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
+    parser.add_argument("--slots", type=int, help="at the cpu scale: so many runs at once (default: 1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
+
+
+def check_slots(args: Namespace) -> None:
+    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
+        fail("--gpus, --slots and --ray exclude each other: give one of them")
+    if args.slots is not None and not args.slots >= 1:
+        fail(f"--slots {args.slots} is not 1 or more")
+
+
+def check_files(repo: git.Git, tag: str) -> str:
+    """The user's files: they are there, and nothing of theirs that a search would write over is uncommitted."""
+    for name in ("train.py", "prepare_data.py", "program.md"):
+        if not (ROOT / name).exists():
+            fail(f"{ROOT / name} is missing; restore it with: git restore {name}")
+    current = current_branch(repo)
+    must_be_clean = ["prepare_data.py"]
+    if current != f"autoresearch/{tag}":  # there, open_ledger() looks closer
+        must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
+    for name in must_be_clean:
+        if changed(repo, name):
+            fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
+    return f"on {current}, nothing that a search would write over is uncommitted"
+
+
+def default_tag(repo: git.Git) -> str:
+    """Today's date; but a search that has its tag from there, too, and was cut short these days, goes on."""
+    dated = [tag for tag in search_tags(repo) if re.fullmatch(r"[a-z]{3}\d\d", tag)]
+    if dated:
+        ledger = Ledger(repo, dated[0])
+        read_journal(ledger)
+        if ledger.sittings and ledger.sittings[-1].cut_short and time.time() - ledger.sittings[-1].last < CUT_SHORT:
+            return ledger.tag
+    return time.strftime("%b%d").lower()
+
+
+def check_program(max_cost: float | None) -> tuple[Settings, str]:
+    """program.md's settings and instructions."""
+    try:
+        return read_program(ROOT / "program.md", max_cost)
+    except (ValueError, OSError) as error:
+        fail(f"program.md: {error}")
+
+
+def check_data(tag: str, ray: str | None) -> str:
+    """The search's scale, a device for it, and its prepared data. The cpu scale's are made here: it takes seconds."""
+    import prepare_data
+
+    check_scale(ROOT / "runs" / tag, prepare_data.SCALE)
+    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not ray:
+        fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
+    if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
+        print("preparing data from this Python's own standard library, once")
+        subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True)
+    meta = prepare_data.read_meta()
+    return f"{meta['source']}, scale {prepare_data.SCALE}, fingerprint {meta['fingerprint']}"
+
+
+def check_proposer(proposer: str, settings: Settings) -> str:
+    """A key that works and a model that is there and takes these settings, where one is needed."""
+    if proposer != "anthropic":
+        return f"{proposer}, for which no key is checked"
+    problem, warnings = check_model(settings)
+    if problem:
+        fail(problem)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    return f"the key works, and {settings.model} is there"
+
+
+def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
+    """What a search stands on, the cheapest first: each check returns what it found, or ends the program by fail()."""
+
+    tag = args.tag or default_tag(repo)
+
+    def settings() -> Settings:
+        return check_program(args.max_cost)[0]
+
+    return {
+        "files and git": lambda: check_files(repo, tag),
+        "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
+        "prepared data": lambda: check_data(tag, args.ray),
+        "proposer": lambda: check_proposer(args.proposer, settings()),
+    }
+
+
+# -----------------------------------------------------------------------------
+# The session
+
+
+def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -> Session:
+    """Check everything, then put the session together; nothing is touched yet."""
+    for check in needs(args, repo).values():
+        check()
+    return new_session(args, started, lock, "loop.log")
+
+
+def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) -> Session:
+    """The session of a command line whose parts were checked."""
+    settings, instructions = check_program(args.max_cost)
+    import prepare_data
+
+    options = Options(
+        tag=args.tag,
+        proposer=args.proposer,
+        command=args.command,
+        experiments=args.experiments,
+        max_cost=args.max_cost,
+        deadline=started + args.hours * 3600 if args.hours else math.inf,
+        scale=prepare_data.SCALE,
+        seed=prepare_data.SEED,
+        time_budget=prepare_data.TIME_BUDGET,
+        max_seq_len=prepare_data.MAX_SEQ_LEN,
+        vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
+    )
+    log = Log(Console(), ROOT / "runs" / args.tag / log_name)
+    stamp = (ROOT / "program.md").stat().st_mtime_ns
+    return Session(options, log, lock, settings, instructions, stamp)
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[TextIO]:
+    """One loop per working tree: an open file that is locked until this process is gone, however it goes.
+
+    It names process and machine until the session ends, also by an error: only a kill leaves the name there. Where the
+    file system does not pass locks on to other machines, a loop on one of them is known by the time of the file, which
+    it keeps fresh.
+    """
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        file.seek(0)
+        holder = file.read().strip()
+        fresh = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = holder and not holder.endswith(f" on {socket.gethostname()}") and fresh
+        except BlockingIOError:
+            taken = True
+        if taken:
+            fail(f"another loop runs in this folder (process {holder}); wait for it, or clone to another folder")
+        if holder:
+            say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield file
+        finally:
+            file.truncate(0)

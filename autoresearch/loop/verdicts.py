@@ -1,0 +1,151 @@
+"""
+What follows from the runs of one experiment. From the ledger alone: the journal of a search gives its verdicts again.
+"""
+
+import dataclasses
+import math
+import re
+import time
+
+from autoresearch.judge.keep_rule import judge, reconsider
+from autoresearch.judge.noise import mean, without_seed
+from autoresearch.loop.inflight import Candidate
+from autoresearch.loop.knowledge import judged, knowledge, looked_at_again
+from autoresearch.loop.mergeable import forbidden, on_best
+from autoresearch.loop.session import Options
+from autoresearch.nouns import Proposal, Run, RunResult, Usage, Verdict
+from autoresearch.record.ledger import Ledger
+from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
+from autoresearch.settings import Settings
+from autoresearch.source import count_statements
+from autoresearch.text import gain_text, one_line
+
+# -----------------------------------------------------------------------------
+# The verdict
+
+
+def attempt_runs(ledger: Ledger, candidate: Candidate) -> list[Run]:
+    """The ended runs of the present attempt at an experiment, oldest first."""
+    return ledger.runs_for(candidate.number, "judge", candidate.repairs)
+
+
+def verdict_on(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate) -> Verdict:
+    """What an experiment's runs so far make of it."""
+    runs = attempt_runs(ledger, candidate)
+    failed = [run.result for run in runs if run.result.status != "ok"]
+    if failed:
+        return Verdict(failed[-1].status, failed[-1].error)
+    if not runs:
+        reason = forbidden(ledger, candidate.proposal.source)
+        return Verdict("invalid", reason) if reason else Verdict("again", "its first run", next_seed=options.seed)
+    return judge_runs(ledger, options, settings, candidate, runs)
+
+
+def judge_runs(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate, runs: list[Run]) -> Verdict:
+    """judge() with what this search knows, against the best that the edit was made for."""
+    known = knowledge(ledger, options.scale)
+    values = without_seed({run.seed: run.result.val_bpb for run in runs}, known.offsets)
+    if not ledger.kept:
+        return judge(values, None, known.paired_noise, settings.keep)
+    base = ledger.source_of(candidate.base)
+    return judge(
+        values,
+        known.beliefs[ledger.row(candidate.base).commit],
+        known.paired_noise,
+        settings.keep,
+        memory_gb=max(run.result.memory_gb for run in runs),
+        memory_limit_gb=settings.memory_limit_gb or math.inf,
+        statements_less=count_statements(base) - count_statements(candidate.proposal.source),
+    )
+
+
+def is_slip(run: Run) -> bool:
+    """Whether a run ended with what its proposer can mend: an exception, but not for want of memory."""
+    raised = run.result.status == "crash" and "Traceback (most recent call last)" in run.result.tail
+    return raised and not re.search(r"OutOfMemoryError|MemoryError|out of memory", run.result.tail)
+
+
+def second_look(ledger: Ledger, options: Options, settings: Settings, under_way: list[str]) -> Row | None:
+    """A near miss on the present best, if what came after has shown that best to be a lucky one."""
+    known, best = knowledge(ledger, options.scale), ledger.best
+    limit = settings.memory_limit_gb or math.inf
+    looked_at = {int(match[1]) for text in under_way if (match := SECOND_LOOK.match(text))}
+    looked_at |= looked_at_again(ledger.rows)  # also those whose second look failed, which judged() does not count
+    near = [row for row in judged(ledger) if row.parent == best.commit and row.status == "discard"]
+    near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
+    runs = [without_seed(runs_of(row), known.offsets) for row in near]
+    chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise, settings.keep)
+    return near[chosen[0]] if chosen else None
+
+
+def second_proposal(ledger: Ledger, row: Row) -> Proposal:
+    """The proposal that judges a near miss again."""
+    description = f"second look at {row.number:04d}: {SECOND_LOOK.sub('', row.description)}"
+    return Proposal(description, ledger.source_of(row.number), row.hypothesis, category=row.category)
+
+
+def on_top(ledger: Ledger, candidate: Candidate) -> tuple[Proposal, bool]:
+    """An edit that beat the best it was made for, on top of the best that was kept meanwhile; and whether it fits."""
+    best, proposal = ledger.best.number, candidate.proposal
+    source = on_best(ledger, proposal.source, candidate.base)
+    description = f"{candidate.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
+    again = dataclasses.replace(proposal, description=description, source=source or "", usage=Usage())
+    return again, bool(source)
+
+
+def discarded(verdict: Verdict, reason: str) -> Verdict:
+    """A keep that is none yet."""
+    return dataclasses.replace(verdict, status="discard", reason=reason)
+
+
+# -----------------------------------------------------------------------------
+# The row
+
+
+def row_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, noise: float) -> Row:
+    """The row of a decided experiment, but for its commit."""
+    ended = [run.result for run in attempt_runs(ledger, candidate)]
+    runs = ledger.good_runs(candidate.number, "judge", candidate.repairs)
+    proposal, usage = candidate.proposal, candidate.proposal.usage
+    return Row(
+        commit="",
+        val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
+        memory_gb=max([result.memory_gb for result in ended], default=0.0),
+        status=verdict.status,
+        description=proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
+        number=candidate.number,
+        gain=verdict.gain,
+        parent=ledger.row(candidate.base).commit if ledger.kept else ledger.head[:7],
+        seconds=ended[-1].seconds if ended else 0.0,
+        tokens=usage.tokens,
+        cost=usage.cost,
+        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(candidate.started)),
+        noise=noise,
+        runs=runs_text(runs),
+        reason=verdict.reason,
+        category=proposal.category,
+        expected=proposal.expected,
+        repairs=candidate.repairs,
+        hypothesis=proposal.hypothesis,
+        best=candidate.base,
+        steps=int(ended[-1].summary.get("num_steps", 0)) if ended else 0,
+        tokens_per_second=tokens_per_second(ended[-1]) if ended else math.nan,
+    )
+
+
+def tokens_per_second(result: RunResult) -> float:
+    """Of a run's training; nan where its summary does not tell."""
+    tokens, seconds = (result.summary.get(name, math.nan) for name in ("total_tokens_M", "training_seconds"))
+    return 1e6 * tokens / seconds if seconds else math.nan
+
+
+def message_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, row: Row) -> tuple[str, str]:
+    """(subject, facts) of the commit of a finished experiment: what was measured, and why it was decided so."""
+    subject = one_line(candidate.proposal.description)
+    if verdict.status not in ("keep", "discard"):
+        return f"{subject} ({verdict.status})", verdict.reason
+    gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
+    values = attempt_runs(ledger, candidate)[-1].result.summary
+    facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
+    before = f"; best before {ledger.best.val_bpb:.6f}" if ledger.kept else ""
+    return f"{subject} (val_bpb {row.val_bpb:.6f}{gain})", f"{verdict.status}: {verdict.reason}{before}\n{facts}"

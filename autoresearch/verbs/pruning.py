@@ -1,0 +1,169 @@
+"""
+The best without what does nothing: measured beside the best on fresh seeds and, where it is no worse, offered.
+
+A designed set of runs says what a factor is worth on average, with the others in half of the time. Where factors depend
+on each other that can differ from what it is worth in the best. So there, and where the pruned train.py cannot run or
+turns out worse, each factor that seems to do nothing is taken out of the best by itself first: it stays, and counts as
+real, if the best is worse without it. Where the best is worse without all of the rest, the half that is worth most goes
+back in, as often as it takes.
+"""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch.loop.trials import Bench, Trial, run_trials, time_text
+from autoresearch.nouns import Noise, Runs
+from autoresearch.prove.effects import Difference, Effects, p_of_worse, paired_difference
+from autoresearch.prove.factors import Conflict, Factor, Factors, Problem
+from autoresearch.prove.target import paired_sigma
+from autoresearch.record.repository import commit_file, commit_of, file_at
+from autoresearch.source import code_lines
+from autoresearch.text import plural
+
+FRESH_SEEDS = 3  # of each train.py
+WORSE = 0.05  # the probability below which a train.py counts as worse than the best
+REAL = 0.025  # and a factor as real: what does nothing had as much of a chance in the designed runs already
+DEPENDENT = 0.05  # the probability below which factors count as depending on each other
+
+
+@dataclass
+class Pruning:
+    """What it takes to measure the best without some factors."""
+
+    bench: Bench
+    factors: Factors
+    effects: Effects
+    problem: Problem
+    noise: Noise  # of a run, its seed taken off, as the search knows it
+    seed: int  # the first that is fresh
+
+    def source(self, out: list[Factor]) -> str:
+        return self.factors.source([-1 if factor in out else 1 for factor in self.factors.removable])
+
+    def refused(self, out: list[Factor]) -> str:
+        """Why the best without these factors cannot run, or ""."""
+        try:
+            return self.problem(self.source(out))
+        except Conflict as conflict:
+            return str(conflict)
+
+    def trials(self, out: list[Factor], round_: int) -> list[Trial]:
+        """On fresh seeds, others in each round: what was chosen in one shall not be judged by it."""
+        name = f"the best without {names(out)}" if out else "the best"
+        first = self.seed + round_ * FRESH_SEEDS
+        return [Trial(name, self.source(out), first + step, self.bench.budget) for step in range(FRESH_SEEDS)]
+
+    def values(self, out: list[Factor], round_: int) -> Runs:
+        runs = {trial.seed: self.bench.value(trial) for trial in self.trials(out, round_)}
+        return {seed: value for seed, value in runs.items() if math.isfinite(value)}
+
+    def difference(self, out: list[Factor], round_: int) -> tuple[Difference, float] | None:
+        """(without these factors minus the best, the probability of that if they do nothing); None without a number."""
+        without, best = self.values(out, round_), self.values([], round_)
+        if not without.keys() & best.keys():
+            return None
+        noise = paired_sigma([without, best], self.noise)
+        difference = paired_difference(without, best, noise.sigma)
+        return difference, p_of_worse(difference, noise.degrees_of_freedom)
+
+    def stays(self, out: list[Factor], round_: int) -> bool:
+        found = self.difference(out, round_)
+        return not found or found[1] < WORSE
+
+
+def names(factors: list[Factor]) -> str:
+    return ", ".join(factor.name for factor in factors)
+
+
+def prune(pruning: Pruning, factors: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What came of it, and into `factors` what each was worth by itself; None where nothing is to be taken out."""
+    verdicts = [worth.verdict for worth in pruning.effects.worths]
+    out = [factor for factor, verdict in zip(pruning.factors.removable, verdicts, strict=True) if verdict != "real"]
+    if not out:
+        return None
+    round_ = 0
+    apart = pruning.effects.dependence_p < DEPENDENT or bool(pruning.refused(out))
+    if not apart:
+        measure(pruning, [out], round_)
+    if apart or pruning.stays(out, round_):
+        measure(pruning, [[factor] for factor in out], round_)
+        for factor in out:
+            note_alone(pruning, factor, next(each for each in factors if each["name"] == factor.name))
+        out = [factor for factor in out if not pruning.stays([factor], round_)]
+        if out:
+            out, round_ = largest_removal(pruning, out)
+    return report_of(pruning, out, round_) if out else None
+
+
+def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], int]:
+    """(what can be taken out together, the round that says so): all, or the half of it that is worth least, ..."""
+    out = sorted(out, key=lambda factor: worth(pruning, factor))
+    for round_ in itertools.count(1):
+        refused = pruning.refused(out)
+        if not refused:
+            measure(pruning, [out], round_)
+        if len(out) == 1 or not (refused or pruning.stays(out, round_)):
+            break
+        out = out[: len(out) // 2]
+    return out, round_
+
+
+def worth(pruning: Pruning, factor: Factor) -> float:
+    """What is known of it in all: on average, and in the best by itself."""
+    average = pruning.effects.worths[pruning.factors.removable.index(factor)].gain
+    alone = pruning.difference([factor], 0)
+    return average + (alone[0].value if alone else 0.0)
+
+
+def measure(pruning: Pruning, removals: list[list[Factor]], round_: int) -> None:
+    """Run each removal and the best beside it, seed by seed."""
+    arms = [pruning.trials(out, round_) for out in [[], *removals]]
+    trials = [trial for same_seed in zip(*arms, strict=True) for trial in same_seed]
+    what = f"without {names(removals[0])}" if len(removals) == 1 else "without each that seems to do nothing"
+    pruning.bench.session.log.say(f"the best beside the best {what}: {time_text(pruning.bench, trials)}")
+    run_trials(pruning.bench, trials)
+
+
+def note_alone(pruning: Pruning, factor: Factor, entry: dict[str, Any]) -> None:
+    """What taking it out of the best does; it is real where that is worse, whatever it is worth on average."""
+    if found := pruning.difference([factor], 0):
+        difference, p = found
+        entry["alone"] = dataclasses.asdict(difference)
+        entry["verdict"] = "real" if p < REAL else entry["verdict"]
+
+
+def report_of(pruning: Pruning, out: list[Factor], round_: int) -> dict[str, Any]:
+    best, source = pruning.source([]), pruning.source(out)
+    lines = code_lines(best) - code_lines(source)
+    report: dict[str, Any] = {"out": [factor.name for factor in out], "lines": lines, "branch": ""}
+    if reason := pruning.problem(source):
+        return report | {"refused": reason}
+    found = pruning.difference(out, round_)
+    if not found:
+        return report | {"refused": "it did not end with a number"}
+    report["difference"] = dataclasses.asdict(found[0])
+    if found[1] >= WORSE:
+        report["branch"] = offer(pruning.bench, source, report)
+    return report
+
+
+def offer(bench: Bench, source: str, report: dict[str, Any]) -> str:
+    """Commit the pruned train.py on a branch of its own, on top of the search's. Returns it, "" if it is taken."""
+    ledger, branch = bench.ledger, f"{bench.ledger.branch}-pruned"
+    there = commit_of(ledger.repo, f"refs/heads/{branch}")
+    if there and file_at(ledger.repo, there, "train.py") == source:
+        return branch
+    if there:
+        bench.session.log.say(f"{branch} is there already, with another train.py, and is left alone; delete it first")
+        return ""
+    value = report["difference"]
+    message = (
+        f"Same number, {plural(report['lines'], 'line')} less: without {', '.join(report['out'])}\n\n"
+        f"val_bpb {value['value']:+.6f} +- {value['standard_error']:.6f} against the best, "
+        f"on {value['seeds']} fresh seeds; runs/{ledger.tag}/ablation.json"
+    )
+    commit_file(ledger.repo, ledger.head, "train.py", source, message, f"refs/heads/{branch}")
+    return branch

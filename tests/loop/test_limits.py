@@ -1,0 +1,53 @@
+"""What is left: how long a run takes, so that none begins that would be stopped while it is scored."""
+
+from types import SimpleNamespace
+
+import git
+import pytest
+
+from autoresearch.loop.limits import run_seconds, was_lost
+from autoresearch.loop.trials import Trial, seconds_of
+from autoresearch.nouns import Run, RunResult
+from autoresearch.record.ledger import Ledger, Sitting
+from autoresearch.record.status import slot_hours
+
+TESTED = {"test_bpb": 1.6}
+
+
+def ledger_of(*results: RunResult, purpose: str = "judge") -> Ledger:
+    runs = [Run(0, 42 + n, result, purpose, ended=100.0 * (n + 1)) for n, result in enumerate(results)]
+    return Ledger(git.Git(), "t", runs=runs)
+
+
+def test_a_run_takes_its_first_start_and_its_scoring_too():
+    assert run_seconds(Ledger(git.Git(), "t"), 20) == 34
+    assert run_seconds(ledger_of(RunResult("ok", 13.0)), 20) == pytest.approx(1.05 * 13), "of an older journal"
+    scored = RunResult("ok", 13.0, 1.6, extra_seconds=2.0)
+    assert run_seconds(ledger_of(scored), 20) == pytest.approx(1.05 * 17), "13 s, and 2 s each for val and test rows"
+    tested = RunResult("ok", 13.0, 1.6, summary=TESTED, extra_seconds=4.0)
+    assert run_seconds(ledger_of(tested, purpose="confirm"), 20) == pytest.approx(1.05 * 17)
+    assert run_seconds(ledger_of(scored, *[RunResult("ok", 12.0)] * 5), 20) == pytest.approx(1.05 * 12), "long ago"
+    assert run_seconds(ledger_of(scored, RunResult("timeout", 200.0)), 20) == pytest.approx(1.05 * 17)
+
+
+def test_a_trial_takes_its_scoring_too():
+    trial = Trial("the best", "x = 1", 42, 20)
+    bench = SimpleNamespace(done={"abc-seed42-20s": RunResult("ok", 13.0, 1.6, extra_seconds=2.0)})
+    assert seconds_of(bench, trial) == pytest.approx(1.05 * 17)
+
+
+def test_a_slot_that_scores_is_not_idle():
+    ledger = ledger_of(RunResult("ok", 60.0, 1.6, extra_seconds=36.0))
+    ledger.sittings.append(Sitting(0.0, 1, "constants", "cpu", 1, None, None, 100.0))
+    busy, idle = slot_hours(ledger)
+    assert busy == pytest.approx(96 / 3600) and sum(idle.values()) == pytest.approx(4 / 3600)
+
+
+def test_a_run_that_took_its_node_down_and_left_no_log_is_not_made_again_for_ever(tmp_path):
+    (tmp_path / "train.py").touch()
+    assert not was_lost(SimpleNamespace(complaint=""), tmp_path, RunResult("crash", 9.0, error="its node was lost"))
+
+
+def test_a_run_whose_log_alone_was_deleted_is_lost(tmp_path):
+    gone = FileNotFoundError(2, "No such file or directory", str(tmp_path / "run.log"))
+    assert was_lost(SimpleNamespace(complaint=""), tmp_path, gone)

@@ -1,0 +1,150 @@
+"""The proposer at work, without a loop: what it is told, and what becomes of its answer."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+from loop_helpers import STUB, make_repository, make_session
+
+from autoresearch.loop import proposers
+from autoresearch.loop.decide import decide
+from autoresearch.loop.inflight import Ask, Asking, Candidate, Queue, Slot, begin, restore_queue
+from autoresearch.loop.limits import over_budget
+from autoresearch.loop.proposers import ask, block_reason, proposal_came, propose
+from autoresearch.nouns import Proposal, Run, RunResult, Usage
+from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
+from autoresearch.record.ledger import note_run
+from autoresearch.record.repository import open_repository
+from autoresearch.record.restore import open_ledger
+from autoresearch.settings import Settings
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """(session, ledger, queue) of a search that has its baseline."""
+    folder = make_repository(tmp_path / "repo")
+    for module in ("record.ledger", "record.restore", "loop.limits", "loop.briefing"):
+        monkeypatch.setattr(f"autoresearch.{module}.ROOT", folder)
+    session = make_session(folder / "runs/t/loop.log", "command", Settings(max_cost=4.0))
+    ledger, queue = open_ledger(open_repository(folder), "t", session.log), Queue([Slot()])
+    for seed in (42, 43, 44):
+        note_run(ledger, Run(0, seed, RunResult("ok", 10.0, 2.0 + seed / 1e4)))
+    decide(session, ledger, queue, begin(ledger, queue, Proposal("baseline", STUB)))
+    assert [row.status for row in ledger.rows] == ["keep"]
+    return session, ledger, queue
+
+
+def add_row(session, ledger, queue, cost: float) -> None:
+    """An experiment whose proposal cost so much, and that did not even begin."""
+    candidate = begin(ledger, queue, Proposal("idea", STUB + "import socket\n", usage=Usage(1, cost=cost)))
+    decide(session, ledger, queue, candidate)
+    assert ledger.rows[-1].cost == cost
+
+
+# -----------------------------------------------------------------------------
+# Money
+
+
+def test_what_those_at_work_will_cost_counts(search):
+    session, ledger, queue = search
+    add_row(session, ledger, queue, 1.0)
+    context = proposers.make_context(*search, None)
+    assert not over_budget(session.settings, ledger, queue)
+    queue.asking.at_work = [Ask(context), Ask(proposers.make_context(*search, None))]
+    assert not over_budget(session.settings, ledger, queue), "1 is spent, two at work and the next may cost 1 each"
+    context.used = Usage(1, cost=1.01)
+    assert "could pass max_cost $4.00: $1.00 are spent" in over_budget(session.settings, ledger, queue)
+    del queue.asking.at_work[0]
+    assert not over_budget(session.settings, ledger, queue)
+    queue.crashed.extend([Candidate(2, Proposal("a slip", STUB), 0)] * 2)
+    assert over_budget(session.settings, ledger, queue), "they are to be repaired"
+
+
+def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
+    done = threading.Event()
+    monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: done.wait(60) and Proposal("x", "y = 1"))
+    add_row(*search, 1.0)
+    ask(*search, None)
+    ask(*search, None)
+    first, second = (asked.context for asked in search[2].asking.at_work)
+    assert first.spent() == second.spent() == 1.0
+    first.used, second.used = Usage(1, cost=0.25), Usage(1, cost=0.5)
+    assert (first.spent(), second.spent()) == (1.5, 1.25)
+    done.set()
+    for _ in range(2):
+        search[0].events.get(timeout=60)()
+
+
+# -----------------------------------------------------------------------------
+# Repairs, and what comes between
+
+
+@pytest.fixture
+def crashed(search) -> Candidate:
+    """An experiment that crashed by a slip and waits for its repair."""
+    session, ledger, queue = search
+    candidate = begin(ledger, queue, Proposal("a slip", STUB + "LEVEL = oops\n"))
+    tail = "Traceback (most recent call last):\nNameError: name 'oops' is not defined"
+    note_run(ledger, Run(candidate.number, 42, RunResult("crash", 1.0, error=tail[-35:], tail=tail)))
+    decide(session, ledger, queue, candidate)
+    assert list(queue.crashed) == [candidate]
+    return candidate
+
+
+def fail_repair(session, ledger, queue, crashed) -> list[str]:
+    """Let its repair end with a fault that has used tokens. What the experiment's rows say then."""
+    asked = Ask(proposers.make_context(session, ledger, queue, queue.crashed.popleft()))
+    queue.asking.at_work.append(asked)
+    proposal_came(session, ledger, queue, asked, Fault("no more", Usage(1, cost=0.5)))
+    assert ledger.failures[-1].cost == 0.5
+    return [row.status for row in ledger.rows if row.number == crashed.number]
+
+
+def test_a_repair_that_a_fault_keeps_from_being_made_is_a_crash(search, crashed):
+    assert fail_repair(*search, crashed) == ["crash"]
+
+
+@pytest.mark.parametrize("end", ["stop", "hours"])
+def test_what_was_being_repaired_when_the_session_ended_is_repaired_in_the_next(search, crashed, end):
+    session, ledger, queue = search
+    if end == "stop":
+        session.stop.set()
+    else:
+        session.options = dataclasses.replace(session.options, deadline=time.time() + 5)  # half of a run
+    assert fail_repair(session, ledger, queue, crashed) == []
+    propose(session, ledger, queue, "it ends")
+    assert not queue.asking.at_work, "there is no time to run what it would write"
+    restore_queue(ledger, later := Queue([Slot()]), session.log)
+    decide(session, ledger, later, later.undecided.popleft())
+    assert [candidate.number for candidate in later.crashed] == [crashed.number]
+
+
+def test_a_repair_is_made_where_nothing_new_may_be_proposed(search, crashed, monkeypatch):
+    monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: Proposal("mended", STUB))
+    propose(*search, "9 experiments done")
+    search[0].events.get(timeout=60)()
+    assert search[2].candidates[crashed.number].repairs == 1
+
+
+@pytest.mark.parametrize("constants_share", [0.0, 1.0])
+def test_a_note_is_told_again_where_the_api_was_down(search, monkeypatch, constants_share):
+    def fail(failure: Exception):
+        raise failure
+
+    session, ledger, queue = search
+    monkeypatch.setattr(proposers, "propose_constants", lambda context: fail(NothingLeft("all tried")))
+    monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: fail(Fault("the API is down")))
+    session.settings = Settings(constants_share=constants_share)
+    queue.asking.notes = ["1 crashed", "2 crashed"]
+    for _ in range(2):
+        ask(session, ledger, queue, None)
+        session.events.get(timeout=60)()
+    assert queue.asking.notes == ["1 crashed\n\n2 crashed"]
+
+
+def test_no_refusals_allowed_means_that_the_first_ends_the_search():
+    assert block_reason(Asking(), ProposalFailed("it does not parse"), max_refusals=0) == ""
+    assert block_reason(Asking(), Refused("no"), max_refusals=0).startswith("1 proposal declined in a row")
+    asking = Asking()
+    assert [bool(block_reason(asking, Refused("no"), max_refusals=2)) for _ in range(2)] == [False, True]
