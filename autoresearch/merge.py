@@ -38,32 +38,6 @@ def merge_texts(ours: str, base: str, theirs: str) -> str | None:
     second = [change for change in second if change not in first]  # made by both
     if any(collide(one, other) for one in first for other in second):
         return None
-    return with_changes(lines, [*first, *second])
-
-
-def with_changes(base: list[str], wanted: list[Change]) -> str:
-    lines = list(base)
-    for change in sorted(wanted, reverse=True):  # from the end, so that the numbers of lines stay true
+    for change in sorted([*first, *second], reverse=True):  # from the end, so that the numbers of lines stay true
         lines[change.first : change.last] = change.lines
     return "".join(lines)
-
-
-def correct_text(ours: str, base: str, theirs: str, old: set[str]) -> str | None:
-    """`ours` with the change from `base` to `theirs` applied where there is still something to change.
-
-    There is not within lines of the base that `ours` has no more, or has lines of `old` in the place of. None where
-    the two touch in another way, be it only that theirs puts lines in beside what ours changed.
-    """
-    lines = base.splitlines(keepends=True)
-    first, second = (changes(lines, text.splitlines(keepends=True)) for text in (ours, theirs))
-    gone = [change for change in first if old.issuperset(change.lines)]
-    left = [change for change in second if change not in first and not any(within(change, one) for one in gone)]
-    put_in = [change.first for change in left if change.first == change.last]
-    if any(change.first <= place <= change.last for change in first for place in put_in):
-        return None
-    return merge_texts(ours, base, with_changes(lines, left))
-
-
-def within(change: Change, other: Change) -> bool:
-    """Whether a change edits nothing but lines that another edits, too."""
-    return collide(change, other) and other.first <= change.first and change.last <= other.last

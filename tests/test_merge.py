@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from autoresearch.merge import correct_text, merge_texts
+from autoresearch.merge import merge_texts
 
 BASE = "A = 1\nB = 2\nC = 3\nD = 4\n"
 
@@ -33,28 +33,6 @@ BASE = "A = 1\nB = 2\nC = 3\nD = 4\n"
 )
 def test_two_edits_of_a_block_of_constants(ours, theirs, merged):
     assert merge_texts(ours, BASE, theirs) == merged
-
-
-LATER = "A = 1\nB = 2\nnew = A\ntwo = new\nuse(new)\nC = 3\nD = 4\n"  # BASE and what a later change brought
-CORRECTED = LATER.replace("two = new\n", "two = new / 2\n")
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "corrected"),
-    [
-        (LATER, CORRECTED, CORRECTED),
-        (LATER.replace("A = 1\n", "A = 9\n"), CORRECTED, CORRECTED.replace("A = 1\n", "A = 9\n")),
-        (BASE, CORRECTED, BASE),  # what it corrects is not there
-        (BASE, CORRECTED.replace("D = 4\n", "D = 5\n"), BASE.replace("D = 4\n", "D = 5\n")),  # but the rest is
-        (LATER.replace("two = new\n", "C = 3\n"), CORRECTED, LATER.replace("two = new\n", "C = 3\n")),  # an old line
-        (LATER.replace("two = new\n", "two = A\n"), CORRECTED, None),  # which may need the correction, too
-        (LATER.replace("two = new\n", ""), LATER.replace("new = A\ntwo = new\n", "new = 1\n"), None),  # half is there
-        (BASE, LATER.replace("use(new)\n", "use(new)\nuse(B)\n"), None),  # beside it: of what is out, or of C?
-        (BASE, LATER.replace("two = new\n", "two = new\nuse(B)\n"), BASE),
-    ],
-)
-def test_a_correction_is_made_where_there_is_something_to_correct(ours, theirs, corrected):
-    assert correct_text(ours, LATER, theirs, set(BASE.splitlines(keepends=True))) == corrected
 
 
 def edited(rng: random.Random, lines: list[str]) -> str:

@@ -24,9 +24,8 @@ TAKEN = ("train.py", "description.txt", "notebook.md", "profile.request", "profi
 def propose_by_command(context: Context) -> Proposal:
     """Run the user's command in a folder with train.py and all that there is to know, and take train.py back.
 
-    After a crash it runs again on the train.py that crashed, with the end of the log in crash.txt; a removal that it is
-    to look through is the train.py that it begins with, and may be left as it is. The command sees
-    the user's whole environment (coding agents need their keys). What it says of its edit is in description.txt, if it
+    After a crash it runs again on the train.py that crashed, with the end of the log in crash.txt. The command sees the
+    user's whole environment (coding agents need their keys). What it says of its edit is in description.txt, if it
     wrote one, else the last line that it printed is the description.
     """
     work, given = lay_out(context, context.start)

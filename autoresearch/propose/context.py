@@ -42,17 +42,6 @@ class Crash:
 
 
 @dataclass
-class Removal:
-    """A kept change that was taken out of the best by merging, for a proposer to look through."""
-
-    name: str  # 4, or 3+5: kept changes that are one
-    title: str
-    changes: str  # what it changed, as diffs
-    source: str  # the best without it, as merging made it
-    diff: str  # from the best to that
-
-
-@dataclass
 class Context:
     """All that a proposer may know. Rows and failures only ever grow at their end while a search runs."""
 
@@ -72,7 +61,6 @@ class Context:
     trainings: list[Training] = field(default_factory=list)  # of the best, then of the last few
     note: str = ""  # what happened to the proposal before: failed, crashed, does not fit the new best
     crash: Crash | None = None  # to be mended: the proposal is then a repaired train.py
-    removal: Removal | None = None  # to be looked through: the proposal is then the best without that change
     folder: Path = Path()  # of this proposal: scratch, kept; becomes runs/<tag>/NNNN
     notebook: Path = Path()  # the proposer's own notes, runs/<tag>/notebook.md
     spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
@@ -102,8 +90,7 @@ class Context:
     @property
     def start(self) -> str:
         """The train.py that is to be edited."""
-        given = self.crash or self.removal
-        return given.source if given else self.best_source
+        return self.crash.source if self.crash else self.best_source
 
     def problem(self, source: str) -> str:
         """Why a train.py is no answer, or "": it is the best again, the one that crashed again, or no Python."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from autoresearch.files import ROOT, replace_file
 from autoresearch.propose.context import Context
-from autoresearch.propose.prompt import HISTORY_CHARACTERS, clean, history, read_notebook, removal_text
+from autoresearch.propose.prompt import HISTORY_CHARACTERS, clean, history, read_notebook
 from autoresearch.propose.tools import CATEGORIES
 from autoresearch.row import HEADER, row_line
 from autoresearch.text import one_line
@@ -48,8 +48,6 @@ you started is ended.
 | `running.md` | what runs or waits to run now: no need to propose it again |
 | `note.txt` | what became of proposals since the last that was made; empty if there is nothing to tell |
 | `crash.txt` | only for a repair: how train.py crashed |
-| `removal.md` | only where a removal is to be looked through: what was kept, and how it was taken out |
-| `best.py` | likewise: the best, which has the change in it |
 | `last_attempt.py` | only if the last attempt did not parse: its text. `note.txt` says why |
 | `profile.txt` | only if the best was profiled: where the milliseconds of a step go |
 | `notebook.md` | yours: what you write into it, you find here the next time |
@@ -71,9 +69,6 @@ NEW_TASK = "You make experiment {number} of an automatic search. Improve `train.
 REPAIR_TASK = """Experiment {number} crashed (repair {attempt} of {repairs}): this looks like a slip in the code, not
 like a bad idea. Mend the slip in `train.py`, keep the idea; `crash.txt` says how it ended."""
 
-REMOVAL_TASK = """A kept change was taken out of the best, to measure what it is worth: read `removal.md`. See to it
-that `train.py` is the best without that change and with everything else. It may be right as it is."""
-
 
 def readme(context: Context) -> str:
     crash, settings = context.crash, context.settings
@@ -81,8 +76,6 @@ def readme(context: Context) -> str:
     if crash:
         train = "the train.py that crashed"
         task = REPAIR_TASK.format(number=crash.number, attempt=crash.attempt, repairs=settings.repairs)
-    if context.removal:
-        task, train = REMOVAL_TASK, "the best without the change, as merging made it"
     pace = " paced seconds on one CPU thread" if context.scale == "cpu" else " seconds on one GPU"
     return README.format(
         task=task,
@@ -150,10 +143,6 @@ def notes(context: Context) -> dict[str, str]:
     return {"note.txt": "This is a repair: crash.txt says how train.py crashed.\n", "crash.txt": told}
 
 
-def removal_files(context: Context) -> dict[str, str]:
-    return {"removal.md": removal_text(context.removal), "best.py": context.best_source} if context.removal else {}
-
-
 def file_texts(context: Context, source: str) -> dict[str, str]:
     """All files of the folder, by name."""
     until, since = history(context, HISTORY_CHARACTERS)
@@ -172,7 +161,6 @@ def file_texts(context: Context, source: str) -> dict[str, str]:
         **{f"diffs/{number:04d}.patch": text for number, text in diffs.items()},
         **log_texts(context),
         **notes(context),
-        **removal_files(context),
         **read_or_skip(context, context.best.number, "profile", "profile.txt"),
     }
 

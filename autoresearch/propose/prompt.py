@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 
-from autoresearch.propose.context import Context, Crash, Removal, Training
+from autoresearch.propose.context import Context, Crash, Training
 from autoresearch.propose.digest import (
     clean,
     expectations_text,
@@ -108,26 +108,6 @@ bad idea. train.py, as you view and edit it now, is the file that crashed, not t
 idea, and submit again. If the idea itself cannot work, edit nothing and do not submit: answer in one sentence why,
 without calling a tool."""
 
-REMOVAL = """# Your task
-No new experiment this time. To measure what each kept change is worth, it is taken out of the best; you look through
-the removal of {name}: {title}
-
-It was made by merging: the baseline, with every other kept change made again. train.py, as you are given it now, is
-what came of that, and not the best. Such a removal can apply and run, and yet not undo what it should: a later change
-may do the same in another way, or in another place.
-
-Make it the best without this change, and with everything else: whatever the change did has to be undone wherever the
-file still does it, also in lines that later changes brought. Every other kept change stays as it is; tune and improve
-nothing. val_bpb may well rise: what the change was worth is what is measured. Edit as few lines as you can. If the file
-is right as it is, hand it in as it is. Its description is one line: what of the removal you corrected, and why.
-
-## What was kept
-
-{changes}
-## The removal: from the best to train.py
-
-{diff}"""
-
 # -----------------------------------------------------------------------------
 # Parts
 
@@ -205,8 +185,6 @@ def read_notebook(context: Context) -> str:
 
 def volatile_text(context: Context) -> str:
     """What differs from proposal to proposal: the end of the prompt."""
-    if context.removal:
-        return removal_text(context.removal)
     parts = [f"# Your notebook\n{shortened(read_notebook(context), 2 * NOTEBOOK_CHARACTERS) or '(empty)'}"]
     parts += [noise_text(context), tallies_text(context), near_misses_text(context), expectations_text(context)]
     if context.trainings:
@@ -224,12 +202,6 @@ def volatile_text(context: Context) -> str:
     task = f"# Your task\nMake experiment {context.number}: edit train.py, then submit."
     parts.append(crash_text(context, context.crash) if context.crash else task)
     return "\n\n".join(filter(None, parts))
-
-
-def removal_text(removal: Removal) -> str:
-    """A removal to be looked through."""
-    changes, diff = (f"```diff\n{text.rstrip()}\n```\n" for text in (removal.changes, removal.diff))
-    return REMOVAL.format(name=removal.name, title=one_line(removal.title), changes=changes, diff=diff)
 
 
 def crash_text(context: Context, crash: Crash) -> str:

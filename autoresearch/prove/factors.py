@@ -9,20 +9,14 @@ Each kept change is a factor, but:
 - Those that edit the value of one constant are one: 2048 -> 3072 -> 5120 says one thing.
 - What cannot be taken out alone (a later change edits its lines, the rest does not parse, is refused or crashes) is
   joined with what needs it. What cannot be taken out with any other stays in: it is fixed.
-
-Where a removal was rewritten by a reviewer, what the rewriting corrected is made again wherever its factor is out, with
-whatever else is out. A correction is of lines that later changes brought: where these are out, too, there is nothing to
-correct. Two of which that cannot be told line by line are joined.
 """
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import NamedTuple
 
-from autoresearch.merge import correct_text, merge_texts
+from autoresearch.merge import merge_texts
 from autoresearch.source import NOT_PYTHON, edit_problem, parse
 
 
@@ -49,17 +43,8 @@ class Factor:
         return "+".join(map(str, self.numbers))
 
 
-class Rewrite(NamedTuple):
-    """The best without a factor, as it was rewritten by a reviewer."""
-
-    automatic: str  # as merging had made it
-    reviewed: str
-
-
 Problem = Callable[[str], str]
 Group = tuple[int, ...]
-Rewritten = Mapping[Group, Rewrite]
-NONE: Rewritten = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,16 +54,15 @@ class Factors:
     keeps: list[Keep]
     removable: list[Factor]
     fixed: list[tuple[Factor, str]] = field(default_factory=list)  # stay in, and why
-    rewritten: Rewritten = field(default_factory=dict)
 
     def source(self, levels: Iterable[int]) -> str:
         """The train.py where `levels` gives each factor 1 (in) or -1 (out)."""
         pairs = zip(self.removable, levels, strict=True)
-        return take_out(self.keeps, [factor.numbers for factor, level in pairs if level < 0], self.rewritten)
+        return take_out(self.keeps, [factor.numbers for factor, level in pairs if level < 0])
 
 
 class Conflict(Exception):
-    """A kept change, or the correction of its removal, that does not fit on a train.py without others."""
+    """A kept change that does not fit on a train.py without others."""
 
     def __init__(self, number: int):
         super().__init__(f"change {number} edits lines of what is taken out")
@@ -101,18 +85,9 @@ def compose(keeps: list[Keep], included: set[int]) -> str:
     return text
 
 
-def take_out(keeps: list[Keep], out: list[Group], rewritten: Rewritten = NONE) -> str:
+def take_out(keeps: list[Keep], out: list[Group]) -> str:
     """The best without these groups of changes; without all of them, the baseline. Raises Conflict."""
-    gone = {number for group in out for number in group}
-    included = {keep.number for keep in keeps} - gone
-    text = compose(keeps, included)
-    for group in filter(rewritten.get, out) if included else ():
-        old = {line for keep in keeps if keep.number <= group[0] for line in keep.before.splitlines(keepends=True)}
-        corrected = correct_text(text, *rewritten[group], old)
-        if corrected is None:
-            raise Conflict(group[0])
-        text = corrected
-    return text
+    return compose(keeps, {keep.number for keep in keeps}.difference(*out))
 
 
 def constants(source: str) -> dict[tuple[str, int], str]:
@@ -152,7 +127,6 @@ class Joining:
     groups: list[Group] = field(default_factory=list)
     reasons: list[tuple[int, str]] = field(default_factory=list)  # (a change, why its group grew)
     fixed: dict[Group, str] = field(default_factory=dict)
-    rewritten: Rewritten = field(default_factory=dict)
 
     def group_of(self, number: int) -> Group:
         return next(group for group in [*self.groups, *self.fixed] if number in group)
@@ -172,17 +146,15 @@ class Joining:
     def why_not(self, out: list[Group]) -> tuple[str, int | None]:
         """(why these groups cannot be taken out together or "", the change that does not fit then)."""
         try:
-            source = take_out(self.keeps, out, self.rewritten)
+            source = take_out(self.keeps, out)
         except Conflict as conflict:
             return str(conflict), conflict.number
         return self.problem(source), None
 
 
-def find_factors(
-    keeps: list[Keep], problem: Problem, marked: Iterable[int] = (), rewritten: Rewritten = NONE
-) -> Factors:
+def find_factors(keeps: list[Keep], problem: Problem, marked: Iterable[int] = ()) -> Factors:
     """The factors of a search. `marked`: changes that a person says must stay in."""
-    joining = Joining(keeps, problem, [(keep.number,) for keep in keeps], rewritten=rewritten)
+    joining = Joining(keeps, problem, [(keep.number,) for keep in keeps])
     join_chains(joining)
     for group in [group for group in joining.groups if set(marked) & set(group)]:
         joining.fix(group, "marked by hand")
@@ -210,8 +182,7 @@ def settle(joining: Joining, out: list[Group]) -> bool:
     blamed = blame(joining, out, conflicting)
     if conflicting is not None:
         other = joining.group_of(conflicting)
-        edits = f"the reviewed removal of {names(other)}" if other in out else conflicting
-        joining.join(blamed, other, f"{edits} edits lines of {names(blamed)}")
+        joining.join(blamed, other, f"{conflicting} edits lines of {names(blamed)}")
         return True
     others = [group for group in joining.groups if group != blamed]
     partners = sorted(others, key=lambda group: (not uses(joining, group, blamed), *distance(blamed, group)))
@@ -269,13 +240,13 @@ def as_factors(joining: Joining) -> Factors:
             fixed.append((factor(group), "nothing of it is left in the best"))
         else:
             removable.append(factor(group))
-    return Factors(joining.keeps, removable, fixed, joining.rewritten)
+    return Factors(joining.keeps, removable, fixed)
 
 
 def join_for(factors: Factors, problem: Problem, rows: Iterable[Iterable[int]]) -> Factors | None:
     """The factors with those joined that one of these rows cannot do without each other; None if all rows can run."""
     groups = [factor.numbers for factor in factors.removable]
-    joining = Joining(factors.keeps, problem, groups, rewritten=factors.rewritten)
+    joining = Joining(factors.keeps, problem, groups)
     joining.fixed = {factor.numbers: reason for factor, reason in factors.fixed}
     known = [(number, reason) for f in factors.removable for number in f.numbers[:1] for reason in f.joined]
     joining.reasons = known + [(f.numbers[0], reason) for f, _ in factors.fixed for reason in f.joined]

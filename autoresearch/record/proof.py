@@ -85,7 +85,6 @@ def pruned_line(report: dict[str, Any]) -> str:
 
 
 def ablation_tables(report: dict[str, Any]) -> list[Table]:
-    reviewed = any(f.get("reviewed") for f in report["factors"])  # there was no --review before
     heads = [
         ">change",
         ">gain, on average",
@@ -93,7 +92,6 @@ def ablation_tables(report: dict[str, Any]) -> list[Table]:
         ">p",
         ">in the best",
         "verdict",
-        *["removal"] * reviewed,
         "what",
     ]
     rows = [
@@ -104,7 +102,6 @@ def ablation_tables(report: dict[str, Any]) -> list[Table]:
             f"{f['p']:.3f}",
             f"{f['alone']['value']:+.6f}" if f["alone"] else "",
             f["verdict"],
-            *([shortened(f["reviewed"])] if reviewed else []),
             shortened(f["title"]),
         ]
         for f in sorted(report["factors"], key=lambda each: -each["gain"])

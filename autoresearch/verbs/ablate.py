@@ -4,8 +4,6 @@ Which of the kept changes still help? Every one is taken out and put in again, i
     python agent_loop.py ablate --tag nov22
     python agent_loop.py ablate --tag nov22 --hours 4 --gpus all
     python agent_loop.py ablate --tag nov22 --fixed 4,9        # these stay in
-    python agent_loop.py ablate --tag nov22 --review           # the proposer looks each removal through
-    python agent_loop.py ablate --tag nov22 --review --command '...'    # a coding agent does
 
 It writes runs/<tag>/ablation.json and ablation.png. The train.py without useless changes is measured beside the best
 and, if it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothing else is touched. The same command
@@ -23,7 +21,7 @@ from typing import Any
 
 from autoresearch.judge.static_check import audit_source
 from autoresearch.loop.knowledge import knowledge
-from autoresearch.loop.start import add_slots, check_proposer
+from autoresearch.loop.start import add_slots
 from autoresearch.loop.trials import (
     Bench,
     Trial,
@@ -36,17 +34,15 @@ from autoresearch.loop.trials import (
     time_text,
 )
 from autoresearch.nouns import Noise
-from autoresearch.propose.context import Removal
 from autoresearch.prove.design import half_design, ordered_rows, seeds_per_row
 from autoresearch.prove.effects import Effects, Pair, analyse
-from autoresearch.prove.factors import Factor, Factors, Keep, Problem, Rewrite, Rewritten, find_factors, join_for
+from autoresearch.prove.factors import Factor, Factors, Keep, Problem, find_factors, join_for
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import ablation_text, factor_lines
 from autoresearch.record.proof_pictures import draw_ablation
-from autoresearch.source import edit_problem, syntax_problem
-from autoresearch.text import fail, one_line, plural
+from autoresearch.source import syntax_problem
+from autoresearch.text import fail, plural
 from autoresearch.verbs.pruning import FRESH_SEEDS, Pruning, prune
-from autoresearch.verbs.reviewing import reviewed_removal
 
 SHORT = 3  # steps of a run that only shows whether a train.py runs
 
@@ -90,13 +86,13 @@ def without(factors: Factors, out: Factor) -> str:
     return factors.source([-1 if factor == out else 1 for factor in factors.removable])
 
 
-def settled_factors(bench: Bench, problem: Problem, marked: set[int], rewritten: Rewritten) -> Factors:
+def settled_factors(bench: Bench, problem: Problem, marked: set[int]) -> Factors:
     """The factors, each taken out for a short run; every combination of the design is a train.py that may run."""
     keeps = kept_changes(bench.ledger)
     if unknown := marked - {keep.number for keep in keeps}:
         fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: not a kept change; kept: {numbers_of(keeps)}")
     while True:
-        factors = find_factors(keeps, problem, marked, rewritten)
+        factors = find_factors(keeps, problem, marked)
         while joined := join_for(factors, problem, all_rows(factors)):
             factors = joined
         trials = [
@@ -112,47 +108,6 @@ def settled_factors(bench: Bench, problem: Problem, marked: set[int], rewritten:
 
 def numbers_of(keeps: list[Keep]) -> str:
     return ", ".join(str(keep.number) for keep in keeps)
-
-
-# -----------------------------------------------------------------------------
-# Review
-
-
-def reviewed_factors(bench: Bench, problem: Problem, marked: set[int]) -> tuple[Factors, dict[str, str]]:
-    """The factors, each one's removal looked through by the proposer; and by name what came of that.
-
-    What is joined because of a rewritten removal is a factor that has not been looked through yet.
-    """
-    said: dict[str, str] = {}
-    rewritten: dict[tuple[int, ...], Rewrite] = {}
-    while True:
-        factors = settled_factors(bench, problem, marked, rewritten)
-        new = [factor for factor in factors.removable if factor.name not in said]
-        if not new:
-            return factors, said
-        for factor in new:
-            automatic = without(factors, factor)
-            said[factor.name], reviewed = review(bench, problem, factors.keeps, factor, automatic)
-            if said[factor.name] == "rewritten":
-                rewritten[factor.numbers] = Rewrite(automatic, reviewed)
-
-
-def review(bench: Bench, problem: Problem, keeps: list[Keep], factor: Factor, automatic: str) -> tuple[str, str]:
-    """("agrees", "rewritten" or why neither, what was handed in); "" where there is nothing to ask: the baseline."""
-    best = keeps[-1].after
-    if automatic == keeps[0].before:
-        return "", ""
-    kept = [keep for keep in keeps if keep.number in factor.numbers]
-    changes = "".join(diff_text(each.before, each.after, "before", f"{each.number}: {each.title}") for each in kept)
-    diff = diff_text(best, automatic, "best", f"without {factor.name}")
-    reviewed, failed = reviewed_removal(bench, Removal(factor.name, factor.title, changes, automatic, diff), problem)
-    if not failed and not problem(reviewed):
-        run_trials(bench, [short_trial(bench, f"without {factor.name}, as reviewed, {SHORT} steps", reviewed)])
-    reason = failed or problem(reviewed)
-    said = "agrees" if edit_problem(automatic, reviewed) else "rewritten"
-    said = f"failed, so as merged: {one_line(reason)}" if reason else said
-    bench.session.log.say(f"  {factor.name:>12}  {said}")
-    return said, reviewed
 
 
 # -----------------------------------------------------------------------------
@@ -201,7 +156,7 @@ def mirrored_pairs(bench: Bench, trials: list[tuple[int, tuple[int, ...], Trial]
 
 
 def report_of(bench: Bench, factors: Factors, effects: Effects, crashed: list[str], runs: int) -> dict[str, Any]:
-    """ablation.json, but for reviews, test rows and the pruned train.py."""
+    """ablation.json, but for test rows and the pruned train.py."""
     ledger = bench.ledger
     best = ledger.source_of(ledger.best.number)
     return {
@@ -230,12 +185,10 @@ def diff_text(before: str, after: str, old_name: str, new_name: str) -> str:
 # The verb
 
 
-def ablate(bench: Bench, marked: set[int], with_review: bool) -> None:
+def ablate(bench: Bench, marked: set[int]) -> None:
     log, ledger = bench.session.log, bench.ledger
     problem = problems(bench)
-    factors, said = (
-        reviewed_factors(bench, problem, marked) if with_review else (settled_factors(bench, problem, marked, {}), {})
-    )
+    factors = settled_factors(bench, problem, marked)
     for line in factor_lines(factors.removable, factors.fixed):
         log.say(line)
     if not factors.removable:
@@ -255,8 +208,6 @@ def ablate(bench: Bench, marked: set[int], with_review: bool) -> None:
     corners = {"baseline": -1, "best": 1}  # all out, all in
     test = {name: tested_mean(bench, [t for _, row, t in rows if set(row) == {side}]) for name, side in corners.items()}
     report = report_of(bench, factors, effects, crashed, len(rows)) | {"test": test, "pruned": None}
-    for each in report["factors"]:
-        each["reviewed"] = said.get(each["name"], "")
     after = max(trial.seed for trial in trials) + 1
     try:
         pruning = Pruning(bench, factors, effects, problem, paired_noise(bench), after)
@@ -284,15 +235,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
     parser.add_argument("--hours", type=float, help="stop in time; the same command goes on later")
     parser.add_argument("--fixed", default="", metavar="N,N", help="kept changes that are not to be taken out")
-    parser.add_argument("--review", action="store_true", help="have the proposer look each removal through first")
-    parser.add_argument("--proposer", choices=("anthropic", "command"), help="with --review: who (default: anthropic)")
-    parser.add_argument("--command", default="", help="with --review: the shell command that edits train.py")
     add_slots(parser)
     args = parser.parse_args(arguments)
     marked = numbers(args.fixed)
-    if (args.proposer or args.command) and not args.review:
-        fail("--proposer and --command say who reviews: give --review, too")
-    args.proposer = args.proposer or ("command" if args.command else "anthropic" if args.review else "constants")
     with open_bench(args, "ablation") as bench:
-        check_proposer(args.proposer, bench.session.settings)
-        ablate(bench, marked, args.review)
+        ablate(bench, marked)

@@ -10,7 +10,7 @@ from messages_server import Failure, editor, replace, say, submit, thinking, too
 
 from autoresearch.propose import anthropic
 from autoresearch.propose.anthropic import propose_by_claude
-from autoresearch.propose.context import CannotPropose, Crash, ProposalFailed, Removal
+from autoresearch.propose.context import CannotPropose, Crash, ProposalFailed
 from autoresearch.settings import Settings
 
 # -----------------------------------------------------------------------------
@@ -146,20 +146,6 @@ def test_a_repair_without_its_conversation_begins_afresh(api, tmp_path, model):
     proposal = propose_by_claude(repair(tmp_path, settings=Settings(model=model or "claude-opus-5-5")))
     assert proposal.source == STUB.replace("LEVEL = 2.0", "LEVEL = 1.9")
     assert len(api.requests[-1]["body"]["messages"]) == 1 and "Experiment 1 crashed" in prompt_of(api.requests[-1])
-
-
-def test_a_removal_is_looked_through(api, tmp_path):
-    removed = STUB.replace("LEVEL = 2.0", "LEVEL = 2.5")
-    removal = Removal("4", "lower the level", "-LEVEL = 2.5\n+LEVEL = 2.0\n", removed, "-LEVEL = 2.0\n+LEVEL = 2.5\n")
-    context = make_context(tmp_path, removal=removal)
-    api.replies[:] = [say(submit("right as it is"))]
-    assert propose_by_claude(context).source == removed
-    prompt = prompt_of(api.requests[0])
-    assert "the removal of 4: lower the level" in prompt and "Make experiment" not in prompt and STUB in prompt
-    back = [replace("LEVEL = 2.5", "LEVEL = 2.0"), submit("as it was")]
-    api.replies[:] = [say(*back), say(replace("LEVEL = 2.0", "LEVEL = 2.6"), submit("elsewhere, too"))]
-    assert "LEVEL = 2.6" in propose_by_claude(context).source
-    assert (True, "error: train.py is unchanged") in results_of(api.requests[-1])
 
 
 def test_a_repair_may_be_declined(api, tmp_path):

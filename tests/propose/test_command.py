@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
-from autoresearch.nouns import Proposal
 from autoresearch.propose.command import answer_profile, propose_by_command
-from autoresearch.propose.context import Crash, ProposalFailed, Removal, Training
+from autoresearch.propose.context import Crash, ProposalFailed, Training
 from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
 
@@ -80,7 +79,7 @@ def test_command_finds_all_that_is_known_and_gives_back_train_py(tmp_path):
     assert texts["running.md"] == "- a bigger batch\n" and texts["profile.txt"] == "profile of 0"
     named = re.findall(r"^\| `([\w./]+)`", texts["README.md"], re.MULTILINE)
     there = {re.sub(r"\d{4}", "NNNN", name) for name in texts}
-    assert there - {"README.md"} == set(named) - {"crash.txt", "last_attempt.py", "removal.md", "best.py"}
+    assert there - {"README.md"} == set(named) - {"crash.txt", "last_attempt.py"}
     assert "refs/autoresearch/t/NNNN" in texts["README.md"]
 
 
@@ -101,22 +100,6 @@ def test_what_an_agent_says_of_its_edit_fills_the_columns(tmp_path):
 @pytest.mark.parametrize("expected", ["much", "", "nan"])
 def test_what_is_no_number_is_not_expected(expected):
     assert math.isnan(read_description(f"a\nexpected: {expected}").get("expected", math.nan))
-
-
-def test_a_removal_may_be_corrected_or_left_as_it_is_but_not_undone(tmp_path):
-    removed = STUB.replace("LEVEL = 2.0", "LEVEL = 2.5")
-    removal = Removal("4", "lower the level", "-LEVEL = 2.5\n+LEVEL = 2.0\n", removed, "-LEVEL = 2.0\n+LEVEL = 2.5\n")
-
-    def answer(command):
-        return propose_by_command(make_context(tmp_path, command=command, removal=removal))
-
-    look = "cat removal.md; diff best.py train.py; grep -q removal.md README.md && echo it is right"
-    assert answer(look) == Proposal("it is right", removed)
-    log = (tmp_path / "0001/proposal.log").read_text()
-    assert "the removal of 4: lower the level" in log and log.count("+LEVEL = 2.5") == 1 and "> LEVEL = 2.5" in log
-    assert "LEVEL = 2.6" in answer("sed -i 's/2.5/2.6/' train.py").source
-    with pytest.raises(ProposalFailed, match=r"train\.py is unchanged"):
-        answer("cp best.py train.py")
 
 
 def test_the_notebook_comes_back(tmp_path):

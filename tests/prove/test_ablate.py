@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from loop_helpers import git, make_repository, press_ctrl_c, wait_for
+from loop_helpers import git, make_repository, wait_for
 from prove_helpers import make_search, make_stub, report_in, run_verb, runs_in, start_verb, switched, write_kept
 
 FORMULA = "2 - 0.2*A - 0.1*B + 0.04*C + 0.0*D - 0.05*E"
@@ -90,110 +90,6 @@ def test_what_can_go_alone_but_not_together_goes_in_part(tmp_path, prepared):
     assert pruned["difference"]["value"] == pytest.approx(-0.04, abs=0.012)
 
 
-# 2 takes the cap off in a place, 4 (which stays in) in another: while 4 is in, taking 2 out by merging changes nothing.
-CAPPED = "2 - 0.2*A - 0.1*max(B, E) - 0.0*C - 0.05*D"
-CHANGES = ["A", "B", "C", "DE"]
-
-
-def reviewer(folder: Path, *cases: str) -> tuple[str, Path]:
-    """A --command with a shell line for each factor, and the file in which it notes which it was asked about."""
-    asked, script = folder / "asked", folder / "reviewer.sh"
-    asked.touch()
-    lines = "".join(f"{case} ;;\n" for case in cases)
-    name = "$(sed -n 's/^the removal of \\([0-9+]*\\): .*/\\1/p' removal.md)"
-    script.write_text(f"factor={name}\necho $factor >> {asked}\ncase $factor in\n{lines}esac\necho looked through\n")
-    return f"sh {script}", asked
-
-
-@pytest.mark.slow
-def test_a_reviewed_removal_undoes_what_merging_left(tmp_path, prepared):
-    folder = tmp_path / "repo"
-    make_search(folder, "ABCDE", CAPPED, CHANGES, 0.001)
-    code, _, err = run_verb(folder, "ablate", "--fixed", "4")
-    assert code == 0, err
-    found = {each["name"]: each for each in report_in(folder, "ablation.json")["factors"]}
-    assert found["2"]["verdict"] == "nothing" and abs(found["2"]["gain"]) < 0.003 and found["2"]["reviewed"] == ""
-    cases = ["2) sed -i 's/^E = 1/E = 0/' train.py", "3) exit 3", "1) true"]
-    command, asked = reviewer(tmp_path, *cases)
-    code, out, err = run_verb(folder, "ablate", "--fixed", "4", "--review", "--command", command)
-    assert code == 0, err
-    found = {each["name"]: each for each in report_in(folder, "ablation.json")["factors"]}
-    said = {name: each["reviewed"] for name, each in found.items()}
-    assert (
-        (said["1"], said["2"]) == ("agrees", "rewritten") and "failed" in said["3"] and "ended with code 3" in said["3"]
-    )
-    assert found["2"]["verdict"] == "real" and found["2"]["low"] < 0.1 < found["2"]["high"]
-    assert "-E = 1\n+E = 0" in found["2"]["diff"] and found["3"]["verdict"] == "nothing"
-    assert "rewritten" in out and asked.read_text().split() == ["1", "2", "3"]
-    assert report_in(folder, "ablation.json")["pruned"]["out"] == ["3"]
-
-
-@pytest.mark.slow
-def test_where_the_other_place_is_out_too_there_is_nothing_to_correct(tmp_path, prepared):
-    folder = tmp_path / "repo"
-    make_search(folder, "ABCDE", CAPPED, CHANGES, 0.001)
-    command, asked = reviewer(tmp_path, "2) sed -i 's/^E = 1/E = 0/' train.py")
-    code, _, err = run_verb(folder, "ablate", "--review", "--command", command, "--slots", "2")
-    assert code == 0, err
-    report = report_in(folder, "ablation.json")
-    found = {each["name"]: each for each in report["factors"]}
-    for name, truth in zip("1234", (0.2, 0.1, 0.0, 0.05), strict=True):
-        assert found[name]["gain"] == pytest.approx(truth, abs=0.003)
-    assert report["dependence_p"] > 0.001 and report["sum"] == pytest.approx(report["total"], abs=0.005)
-    assert asked.read_text().split() == ["1", "2", "3", "4"]
-
-
-@pytest.mark.slow
-def test_what_a_review_joins_is_looked_through_as_one(tmp_path, prepared):
-    folder = tmp_path / "repo"
-    make_search(folder, "ABCDE", CAPPED, CHANGES, 0.001)
-    command, asked = reviewer(tmp_path, "2) sed -i 's/^E = 1/&\\nE = 0/' train.py")  # beside a line of 4's
-    code, _, err = run_verb(folder, "ablate", "--review", "--command", command, "--slots", "2")
-    assert code == 0, err
-    found = {each["name"]: each for each in report_in(folder, "ablation.json")["factors"]}
-    assert list(found) == ["1", "2+4", "3"] and asked.read_text().split() == ["1", "2", "3", "4", "2+4"]
-    assert found["2+4"]["joined"] == ["the reviewed removal of 2 edits lines of 4"]
-    assert found["2+4"]["reviewed"] == "agrees" and found["2+4"]["gain"] == pytest.approx(0.15, abs=0.003)
-
-
-@pytest.mark.slow
-def test_what_cannot_be_run_as_reviewed_stays_as_merged_and_is_not_asked_again_after_a_kill(tmp_path, prepared):
-    folder = tmp_path / "repo"
-    make_search(folder, "ABCD", FORMULA.replace("- 0.05*E", ""), list("ABC"), 0.001)
-    cases = [
-        "1) sed -i 's/^B = 1/B = oops/' train.py",
-        "2) echo '(' >> train.py",
-        f"3) mkdir {tmp_path}/once && sleep 99",
-    ]
-    command, asked = reviewer(tmp_path, *cases)
-    review = ("--review", "--command", command)
-    process = start_verb(folder, "ablate", *review)
-    wait_for((tmp_path / "once").exists)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    code, _, err = run_verb(folder, "ablate", *review)
-    assert code == 0, err
-    assert asked.read_text().split() == ["1", "2", "3", "3"], "only whoever was at work when it was killed"
-    said = {each["name"]: each["reviewed"] for each in report_in(folder, "ablation.json")["factors"]}
-    assert "NameError" in said["1"] and "does not parse" in said["2"] and said["3"] == "agrees"
-    runs = runs_in(folder, "ablation")
-    assert run_verb(folder, "ablate", *review)[0] == 0
-    assert asked.read_text().split() == ["1", "2", "3", "3"] and runs_in(folder, "ablation") == runs
-
-
-@pytest.mark.slow
-def test_a_reviewer_that_was_not_let_finish_has_not_failed(tmp_path, prepared):
-    folder = tmp_path / "repo"
-    make_search(folder, "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])
-    command, asked = reviewer(tmp_path, "1) sleep 99")
-    process = start_verb(folder, "ablate", "--review", "--command", command)
-    wait_for(asked.read_text)
-    press_ctrl_c(process)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "") and "looked through; the same command goes on" in out
-    assert not list((folder / "runs/t/ablation/reviews").rglob("failed.txt"))
-
-
 @pytest.mark.slow
 def test_a_kill_loses_no_run_and_the_same_command_goes_on(tmp_path, prepared):
     folder = tmp_path / "repo"
@@ -218,8 +114,6 @@ def test_without_a_kept_change_there_is_nothing_to_prove(tmp_path, prepared):
     assert code == 2 and "has kept no change yet" in err
     code, _, err = run_verb(folder, "ablate", "--fixed", "one", timeout=60)
     assert code == 2 and "give numbers" in err
-    code, _, err = run_verb(folder, "ablate", "--command", "true", timeout=60)
-    assert code == 2 and "give --review, too" in err
 
 
 def test_no_run_starts_that_cannot_end_in_time(tmp_path, prepared):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from autoresearch.prove.factors import Conflict, Keep, Rewrite, compose, find_factors, join_for, take_out
+from autoresearch.prove.factors import Conflict, Keep, compose, find_factors, join_for
 from autoresearch.source import syntax_problem
 
 BASE = "A = 1\nB = 1\n\n\ndef f(x):\n    return x\n\n\nprint(f(A))\n"
@@ -103,56 +103,3 @@ def test_two_that_cannot_be_out_together_are_joined_once_a_row_wants_that():
     joined = join_for(factors, problem, [(1, 1, 1), (-1, -1, 1)])
     assert joined and names(joined) in (["1+3", "2"], ["1", "2+3"])
     assert join_for(joined, problem, [(1, -1), (-1, 1), (-1, -1)]) is None
-
-
-# 1 takes the cap off, 2 is about something else, 3 brings a second place without a cap
-UNCAPPED = edited(
-    BASE,
-    ("return x", "return 2 * x"),
-    ("A = 1", "A = 2"),
-    ("print(f(A))", "fast = A\nfast = 2 * fast\nprint(fast)"),
-)
-
-
-def rewritten(keeps, group, *pairs):
-    """The removal of a group with these replacements made in it."""
-    automatic = take_out(keeps, [group])
-    return {group: Rewrite(automatic, edited(automatic, *pairs)[-1])}
-
-
-def test_a_rewritten_removal_holds_in_every_row_where_there_is_something_to_correct():
-    keeps = kept(*UNCAPPED)
-    capped = rewritten(keeps, (1,), ("fast = 2 * fast", "fast = 1 * fast"))
-    factors = find_factors(keeps, syntax_problem, rewritten=capped)
-    assert join_for(factors, syntax_problem, itertools.product([1, -1], repeat=3)) is None
-    assert factors.source([1, 1, 1]) == UNCAPPED[-1] and factors.source([-1, -1, -1]) == BASE
-    assert factors.source([-1, 1, 1]) == capped[1,].reviewed
-    assert factors.source([-1, -1, 1]) == capped[1,].reviewed.replace("A = 2", "A = 1")
-    assert factors.source([-1, 1, -1]) == compose(keeps, {2}), "the second place is out, and its correction with it"
-    assert factors.source([1, -1, 1]) == compose(keeps, {1, 3})
-
-
-def test_a_rewritten_removal_that_cannot_be_told_from_another_is_joined_with_it():
-    keeps = kept(*UNCAPPED)
-    beside = rewritten(keeps, (1,), ("print(fast)", "print(fast)\nprint(x)"))
-    factors = find_factors(keeps, syntax_problem, rewritten=beside)
-    joined = join_for(factors, syntax_problem, [[-1, -1, -1], [1, -1, -1], [-1, 1, -1]])
-    assert names(joined) == ["1+3", "2"]
-    assert joined.removable[0].joined == ("the reviewed removal of 1 edits lines of 3",)
-    assert joined.source([-1, 1]) == compose(keeps, {2}), "together they have not been reviewed"
-
-
-def test_two_rewritten_removals_that_correct_the_same_lines_are_joined():
-    keeps = kept(*UNCAPPED)
-    both = rewritten(keeps, (1,), ("fast = 2 * fast", "fast = 1 * fast"))
-    both |= rewritten(keeps, (2,), ("fast = 2 * fast", "fast = 3 * fast"))
-    factors = find_factors(keeps, syntax_problem, rewritten=both)
-    assert names(factors) == ["1", "2", "3"]
-    assert names(join_for(factors, syntax_problem, [[-1, -1, 1]])) == ["1+2", "3"]
-
-
-def test_a_correction_that_what_stays_in_needs_is_made_with_all_others_out():
-    keeps = kept(*UNCAPPED)
-    capped = rewritten(keeps, (1,), ("fast = 2 * fast", "fast = 1 * fast"))
-    factors = find_factors(keeps, syntax_problem, {3}, capped)
-    assert names(factors) == ["1", "2"] and "fast = 1 * fast" in factors.source([-1, -1])

@@ -41,13 +41,6 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.png", "p.png"))
 
 
-def test_what_a_review_said_is_in_the_table_where_there_was_one():
-    assert "removal" not in ablation_text(ABLATION)
-    factors = [FACTOR | {"reviewed": "rewritten"}, FACTOR | {"reviewed": "agrees"}]
-    text = ablation_text(ABLATION | {"factors": factors})
-    assert "removal" in text and "rewritten" in text and "agrees" in text
-
-
 @pytest.mark.parametrize(("time", "words"), [
     ({"seconds": 20.0, "low": 19.0, "high": 21.0}, "reach the baseline's 1.0500 after 33 % of its time (± 1.7 %)"),
     (None, "sooner than in the shortest run tried"),
