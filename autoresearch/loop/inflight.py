@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +53,7 @@ class Candidate:
 
 @dataclass
 class Task:
-    """One run: to `judge`, `confirm` (or `beside` it), `prove` or `test` an experiment, or to `profile` it."""
+    """One run: to `judge`, `confirm` (or `beside` it), `prove` or `test` an experiment."""
 
     candidate: Candidate
     seed: int
@@ -122,7 +121,6 @@ class Queue:
     asking: Asking = field(default_factory=Asking)
     undecided: deque[Candidate] = field(default_factory=deque)  # their runs may give a verdict already
     at_hand: Candidate | Waiting | Proposal | None = None  # what the loop works on: a fault costs that, and no more
-    profiles: dict[int, list[Future[str]]] = field(default_factory=dict)  # who waits for which experiment's profile
 
     @property
     def running(self) -> list[Task]:

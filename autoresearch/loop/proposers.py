@@ -46,7 +46,6 @@ from autoresearch.propose.context import (
 from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
 from autoresearch.settings import Settings
 from autoresearch.text import plural
-from autoresearch.verbs.profile import profile_experiment
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "anthropic": propose_by_claude,
@@ -182,7 +181,6 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
         deadline=deadline,
         forbidden=functools.partial(forbidden, ledger),
         should_stop=lambda: session.ending,
-        profile=functools.partial(profile_experiment, session, ledger, queue, deadline),
         **about_search(session, ledger),
         **what_is_left(session, ledger, queue),
     )

@@ -5,7 +5,6 @@ Run: which run is next, and what is done when one has ended.
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 from autoresearch.loop import limits
 from autoresearch.loop.decide import decide, look_again
@@ -17,7 +16,6 @@ from autoresearch.loop.verdicts import tokens_per_second
 from autoresearch.nouns import FRESH, Proposal, RunResult
 from autoresearch.record.ledger import Ledger, branch_source, changed_by_hand, note_run
 from autoresearch.run.cluster import ClusterError
-from autoresearch.verbs.profile import profile_folder, take_profile
 
 SLOWER = 0.03  # of its tokens per second that a run may lack, and still be compared with others
 
@@ -30,12 +28,8 @@ def fill_slots(session: Session, ledger: Ledger, queue: Queue, confirming: bool 
     while (slot := queue.idle_slot()) and (task := next_task(session, ledger, queue, confirming)):
         queue.at_hand = task.candidate
         ended = functools.partial(run_ended, session, ledger, queue, slot, task)
-        start_run(session, slot, task, folder_of(ledger, task), len(queue.slots), ended)
-
-
-def folder_of(ledger: Ledger, task: Task) -> Path:
-    number = task.candidate.number
-    return profile_folder(ledger, number) if task.purpose == "profile" else ledger.run_folder(number, task.seed)
+        folder = ledger.run_folder(task.candidate.number, task.seed)
+        start_run(session, slot, task, folder, len(queue.slots), ended)
 
 
 def next_task(session: Session, ledger: Ledger, queue: Queue, confirming: bool) -> Task | None:
@@ -79,13 +73,11 @@ def run_ended(
 ) -> None:
     """Put a run into the journal, and decide what follows from it."""
     slot.task, slot.line, queue.at_hand = None, "", task.candidate
-    if task.purpose == "profile":
-        take_profile(ledger, queue, task.candidate.number, outcome)
-    elif isinstance(outcome, ClusterError):
+    if isinstance(outcome, ClusterError):
         session.blocked = str(outcome)
     elif isinstance(outcome, RunResult) and outcome.status == "interrupted":
         return  # the experiment goes on in the next session
-    elif limits.was_lost(session, folder_of(ledger, task), outcome):
+    elif limits.was_lost(session, ledger.run_folder(task.candidate.number, task.seed), outcome):
         repeat(session, ledger, queue, task)
     elif isinstance(outcome, Exception):
         raise outcome

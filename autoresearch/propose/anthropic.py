@@ -129,8 +129,7 @@ def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
     if name == "read_experiment":
         number, what = argument(arguments, "number", int), argument(arguments, "what", str)
         try:
-            text = context.profile(number) if what == "profile" else context.read(number, what)
-            return untrusted(text, READ_CHARACTERS)
+            return untrusted(context.read(number, what), READ_CHARACTERS)
         except ValueError as error:
             raise ToolError(str(error)) from error
     if name == "check" and context.check:

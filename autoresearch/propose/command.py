@@ -4,13 +4,10 @@ command: any coding agent's command line, run in a scratch folder that holds tra
 folder.py says what lies in that folder, and what is taken back besides train.py.
 """
 
-import contextlib
 import os
-import threading
 import time
 from pathlib import Path
 
-from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE, Ended, run_process, under_guard
 from autoresearch.propose.context import Context, ProposalFailed
@@ -18,7 +15,7 @@ from autoresearch.propose.folder import clear, keep_last_attempt, keep_notebook,
 from autoresearch.source import syntax_problem
 from autoresearch.text import last_lines, one_line
 
-TAKEN = ("train.py", "description.txt", "notebook.md", "profile.request", "profile.txt")
+TAKEN = ("train.py", "description.txt", "notebook.md")
 
 
 def propose_by_command(context: Context) -> Proposal:
@@ -48,31 +45,10 @@ def propose_by_command(context: Context) -> Proposal:
 
 
 def run_command(context: Context, work: Path) -> Ended:
-    """The command, run to its end or to that of its time; what it asks for meanwhile is given to it."""
+    """The command, run to its end or to that of its time."""
     limit = min(context.settings.proposal_timeout, context.deadline - time.time())
     command, log = under_guard(["/bin/sh", "-c", context.command], GRACE), context.folder / "proposal.log"
-    asked: list[threading.Thread] = []
-
-    def look() -> bool:
-        if not asked and (work / "profile.request").is_file():
-            asked.append(threading.Thread(target=answer_profile, args=(context, work), daemon=True))
-            asked[0].start()
-        return context.should_stop()
-
-    ended = run_process(command, work, dict(os.environ), log, limit, look, grace=GRACE + 5)
-    look()  # a request that it did not wait for is of use to its next call
-    return ended
-
-
-def answer_profile(context: Context, work: Path) -> None:
-    """Have a profile made, of the best or of the number in profile.request; it is there whole or not at all."""
-    try:
-        wanted = (work / "profile.request").read_text(errors="replace").strip()
-        text = context.profile(int(wanted) if wanted.isdecimal() else context.best.number)
-    except (ValueError, OSError) as error:  # also where the request is gone again
-        text = f"there is no profile: {error}\n"
-    with contextlib.suppress(OSError):  # the folder is gone: the proposal has ended
-        replace_file(work / "profile.txt", text)
+    return run_process(command, work, dict(os.environ), log, limit, context.should_stop, grace=GRACE + 5)
 
 
 def taken_source(context: Context, work: Path) -> str:

@@ -66,7 +66,7 @@ class Context:
     spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
     deadline: float = math.inf  # time.time() after which nobody waits for a proposal
     command: str = ""
-    read: Callable[[int, str], str] = lambda number, what: ""  # "diff", "log" or "notes" of an experiment; ValueError
+    read: Callable[[int, str], str] = lambda number, what: ""  # "diff", "log", "notes", "profile"; ValueError
     forbidden: Callable[[str], str] = lambda source: ""  # why a train.py may not run, or ""
     should_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda line: None  # shown, and written to loop.log
@@ -80,7 +80,6 @@ class Context:
     used: Usage = field(default_factory=Usage)  # by this proposal so far: set by the proposer while it is at work
     tag: str = ""  # of the search
     diffs: Callable[[list[int]], dict[int, str]] = lambda numbers: {}  # of several experiments, by number: one git call
-    profile: Callable[[int], str] = lambda number: "none is made here"  # waits for a slot; ValueError
 
     @property
     def best(self) -> Row:

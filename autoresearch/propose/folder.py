@@ -62,8 +62,6 @@ Write `description.txt`: one line that says what you changed, from what to what.
 Without the file, the last line that you print is the description.
 
 Any other diff: `git -C {root} show {ref}` (it reads; please change nothing in that repository).
-A profile of the best: `echo best > profile.request` (or a number). It is made when a slot is free, between two runs, so
-`profile.txt` appears after seconds or after a whole run. You need not wait: it lies in your next folder, too.
 """
 NEW_TASK = "You make experiment {number} of an automatic search. Improve `train.py` as `program.md` says."
 REPAIR_TASK = """Experiment {number} crashed (repair {attempt} of {repairs}): this looks like a slip in the code, not

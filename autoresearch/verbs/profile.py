@@ -4,88 +4,25 @@ Where does a step's time go: a profile of an experiment, made in a slot between 
     python agent_loop.py profile                     # of the best
     python agent_loop.py profile --experiment 12
 
-In the loop a proposer asks for one (profile_experiment) and waits, while the loop gives it a slot as it does a run.
-Where no loop runs, the verb makes it at once.
+A profile that is there is shown to whoever proposes the next experiment.
 """
 
 import argparse
 import re
 import shutil
 import sys
-import time
-from concurrent.futures import Future
-from pathlib import Path
 
 import git
 
 from autoresearch.files import ROOT, replace_file
-from autoresearch.loop.inflight import Candidate, Queue, Slot, Task
-from autoresearch.loop.session import Session
+from autoresearch.loop.inflight import Slot
 from autoresearch.loop.start import check_data, check_program, locked
-from autoresearch.nouns import Proposal, RunResult
-from autoresearch.record.ledger import Ledger, profile_path, read_experiment
+from autoresearch.record.ledger import Ledger, profile_path
 from autoresearch.record.reading import find_tag
 from autoresearch.record.repository import commit_of, open_repository, run_git
 from autoresearch.run.profile_steps import profile_source, read_profile
 from autoresearch.run.training import RunOptions
 from autoresearch.text import fail, one_line
-
-# -----------------------------------------------------------------------------
-# In the loop
-
-
-def profile_experiment(session: Session, ledger: Ledger, queue: Queue, deadline: float, number: int) -> str:
-    """The profile of an experiment, waited for in a proposer's thread until `deadline`. ValueError if there is none."""
-    try:
-        return read_experiment(ledger, number, "profile")
-    except ValueError:  # not made yet
-        answer: Future[str] = Future()
-    session.events.put(lambda: queue_profile(session, ledger, queue, number, answer))
-    while not answer.done():
-        if session.ending or time.time() > deadline:
-            raise ValueError("the session ended, or no slot was free in time")
-        time.sleep(0.2)
-    return answer.result()
-
-
-def queue_profile(session: Session, ledger: Ledger, queue: Queue, number: int, answer: Future[str]) -> None:
-    """Let a profile wait for a slot, before the runs that wait. In the loop's thread."""
-    if not ledger.has_row(number):  # what has no verdict may still be repaired
-        answer.set_exception(ValueError(f"there is no experiment {number} that has its result"))
-        return
-    under_way = [task for task in [*queue.tasks, *queue.running] if task.purpose == "profile"]
-    if not any(task.candidate.number == number for task in under_way):
-        wrapped = Proposal(f"profile of experiment {number}", profile_source(ledger.source_of(number)))
-        queue.tasks.appendleft(Task(Candidate(number, wrapped, number), session.options.seed, "profile"))
-    queue.profiles.setdefault(number, []).append(answer)
-
-
-def take_profile(ledger: Ledger, queue: Queue, number: int, outcome: RunResult | Exception) -> None:
-    """Keep a profile that was made, and answer those who asked for it."""
-    text, problem = kept_profile(ledger, number, outcome)
-    for answer in queue.profiles.pop(number, []):
-        answer.set_exception(ValueError(problem)) if problem else answer.set_result(text)
-
-
-def kept_profile(ledger: Ledger, number: int, outcome: RunResult | Exception) -> tuple[str, str]:
-    """(the profile, "") or ("", why there is none); of the run that made it nothing is left."""
-    folder = profile_folder(ledger, number)
-    log = folder / "run.log"
-    text = read_profile(log.read_text(errors="replace")) if log.is_file() else ""
-    if text:
-        replace_file(profile_path(ledger, number), text)
-    shutil.rmtree(folder, ignore_errors=True)
-    error = str(outcome) if isinstance(outcome, Exception) else outcome.error
-    return text, "" if text else f"experiment {number} cannot be profiled: {one_line(error)}"
-
-
-def profile_folder(ledger: Ledger, number: int) -> Path:
-    """Where it runs: beside the experiment's runs."""
-    return ledger.experiment_folder(number) / "profile"
-
-
-# -----------------------------------------------------------------------------
-# The verb
 
 
 def best_number(repo: git.Git, tag: str) -> int:
@@ -97,7 +34,7 @@ def best_number(repo: git.Git, tag: str) -> int:
     return numbers[0] if numbers else fail(f"the search {tag} has no baseline yet")
 
 
-def make_profile(ledger: Ledger, number: int) -> str:
+def make_profile(ledger: Ledger, number: int) -> None:
     """Run the steps here and now. Ends the program with one line if they cannot be profiled."""
     import prepare_data
 
@@ -109,10 +46,15 @@ def make_profile(ledger: Ledger, number: int) -> str:
         sandbox=settings.sandbox,
         memory_gb=settings.memory_gb,
     )
+    folder = ledger.experiment_folder(number) / "profile"  # beside the experiment's runs
     source = profile_source(ledger.source_of(number))
-    outcome = Slot().train(source, profile_folder(ledger, number), options, lambda: False, lambda line: None)
-    text, problem = kept_profile(ledger, number, outcome)
-    return text or fail(problem)
+    result = Slot().train(source, folder, options, lambda: False, lambda line: None)
+    log = folder / "run.log"
+    text = read_profile(log.read_text(errors="replace")) if log.is_file() else ""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not text:
+        fail(f"experiment {number} cannot be profiled: {one_line(result.error)}")
+    replace_file(profile_path(ledger, number), text)
 
 
 def main(arguments: list[str]) -> None:

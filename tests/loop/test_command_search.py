@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from loop_helpers import ROOT, check_invariants, git, make_repository, rows_of, run_loop
+from loop_helpers import PRINTED_LOOP, ROOT, check_invariants, git, make_repository, rows_of, run_loop, start_loop
 
 pytestmark = pytest.mark.slow
 STEPS = {"AUTORESEARCH_STEPS": "4"}
@@ -29,7 +29,6 @@ else:
     train.write_text(text.replace(good, bad).replace("GATE_RANGE = 3.0", "GATE_RANGE = 2.5"))
     said = ["a narrower gate", "hypothesis: less is more", "expected: 0.01", "category: optimizer"]
     (here / "description.txt").write_text("\n".join(said))
-    (here / "profile.request").write_text("best")
     (here / "notebook.md").write_text("gates look at 12 channels")
 """
 
@@ -45,7 +44,7 @@ def small_repository(tmp_path):
 
 
 def test_a_shape_error_in_a_nested_module_is_mended_by_its_agent(tmp_path, prepared):
-    """Also: what it says of its edit fills the columns, its notebook comes back, the profile it asked for is kept."""
+    """Also: what it says of its edit fills the columns, its notebook comes back, and `profile` keeps one."""
     repo, seen = small_repository(tmp_path), tmp_path / "seen"
     (tmp_path / "agent.py").write_text(AGENT.replace("SEEN", repr(str(seen))))
     command = f"{sys.executable} {tmp_path}/agent.py"
@@ -60,7 +59,11 @@ def test_a_shape_error_in_a_nested_module_is_mended_by_its_agent(tmp_path, prepa
     diff = git(repo, "show", "refs/autoresearch/t/0001", "--", "train.py")
     assert "+GATE_RANGE = 2.5" in diff and "self.gate" not in diff
     assert (repo / "runs/t/notebook.md").read_text() == "gates look at 12 channels"
-    assert "ms per step" in (repo / "runs/t/0000/profile.txt").read_text(), done.stdout
+    profiled = start_loop(repo, "--experiment", "0", env=STEPS, program=(PRINTED_LOOP, "profile"))
+    out, err = profiled.communicate(timeout=300)
+    assert profiled.returncode == 0, err
+    kept = (repo / "runs/t/0000/profile.txt").read_text()
+    assert "ms per step" in kept and kept in out and "0000/profile.txt" in out
     folders = {path.name for path in (repo / "runs/t").iterdir() if path.is_dir()}
     assert folders - {"proposals"} == {"0000", "0001"} and not list((repo / "runs/t").glob("proposals/*"))
     check_invariants(repo)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
-from autoresearch.propose.command import answer_profile, propose_by_command
+from autoresearch.propose.command import propose_by_command
 from autoresearch.propose.context import Crash, ProposalFailed, Training
 from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
@@ -124,19 +124,6 @@ def test_what_does_not_parse_is_given_back_once(tmp_path):
     propose_by_command(make_context(tmp_path, command="test ! -e last_attempt.py && echo X = 1 >> train.py"))
 
 
-def test_a_profile_is_made_on_request(tmp_path):
-    """The command asks by a file and waits for another; the loop's part is verbs/profile.py."""
-    wait = "echo best > profile.request; until test -e profile.txt; do sleep 0.1; done; cp profile.txt seen"
-    command = f"{wait}; echo X = 1 >> train.py; echo faster"
-
-    def nothing(number, what):
-        raise ValueError("not yet")
-
-    profile = {0: "mm 3.1 ms"}.__getitem__
-    propose_by_command(make_context(tmp_path, command=command, read=nothing, profile=profile))
-    assert (folder_of(tmp_path) / "seen").read_text() == "mm 3.1 ms"
-
-
 def test_a_command_that_hangs_is_killed_with_its_children(tmp_path):
     started = time.monotonic()
     settings = Settings(proposal_timeout=1)
@@ -168,10 +155,6 @@ def test_an_agent_may_put_its_folder_upside_down(tmp_path):
     )
     proposal = propose_by_command(context)
     assert (proposal.source, proposal.description) == (STUB + "X = 1\n", "my idea")
-    answer_profile(context, tmp_path / "gone")  # a request that is taken back at once
-    (tmp_path / "gone").mkdir()
-    answer_profile(context, tmp_path / "gone")
-    assert (tmp_path / "gone/profile.txt").read_text().startswith("there is no profile: ")
 
 
 def test_an_agent_mends_what_crashed(tmp_path, agent):

@@ -142,8 +142,8 @@ def test_the_notebook_is_a_file_of_the_editor(api, tmp_path):
         ),
         say(*GOOD),
     ]
-    read = {(0, "profile"): "", (3, "log"): "Traceback\n\x1b[31mboom"}
-    context = make_context(tmp_path, read=lambda *asked: read[asked], profile=lambda number: f"{number}00 ms per step")
+    read = {(0, "profile"): "", (3, "log"): "Traceback\n\x1b[31mboom", (2, "profile"): "200 ms per step"}
+    context = make_context(tmp_path, read=lambda *asked: read[asked])
     proposal = propose_by_claude(context)
     assert context.notebook.read_text() == "never crash again\nbe bold\n"
     view, log, profile = results_of(api.requests[2])
