@@ -44,23 +44,10 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
         files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
     if not files:
         fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it; put some there")
-    return in_order(files)
-
-
-def in_order(files: list[Path]) -> list[Path]:
-    """Shuffled, the same whether or not there is a test file: it came later than folders that were prepared without."""
     tests = [path for path in files if path.name == PINNED_TEST_FILE]
     others = [path for path in files if path.name != PINNED_TEST_FILE]
     random.Random(0).shuffle(others)
     return [*sorted(others, key=lambda path: path.name != PINNED_VAL_FILE), *tests]
-
-
-def files_for_test(source: str, workers: int, directory: Path) -> list[Path]:
-    """The files of a folder that was prepared without test rows: of climbmix only the test shard is still fetched."""
-    if source != "climbmix":
-        return source_files(source, 0, workers, directory)
-    shards = directory / "shards"
-    return in_order(sorted({*shards.glob("shard_*.parquet"), *download_shards(shards, [TEST_SHARD], workers)}))
 
 
 # -----------------------------------------------------------------------------

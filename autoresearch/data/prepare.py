@@ -10,7 +10,7 @@ import json
 import platform
 from pathlib import Path
 
-from autoresearch.data.documents import SPLITS, files_for_test, is_pinned, source_files
+from autoresearch.data.documents import SPLITS, source_files
 from autoresearch.data.download import TEST_SHARD
 from autoresearch.data.packing import pack_split
 from autoresearch.data.tokenizer import find_or_train_tokenizer
@@ -48,7 +48,8 @@ def prepare(source: str, num_shards: int, scale_name: str, directory: Path, work
         meta = read_meta(directory, scale_name)
         if meta["source"] != name:
             fail(f"{directory} holds {meta['source']}, not {name}; delete {path} or choose another --data-dir")
-        return meta if (directory / TEST_FILES[-1]).exists() else bring_up_to_date(meta, source, directory, workers)
+        if (directory / TEST_FILES[-1]).exists():
+            return meta
     directory.mkdir(parents=True, exist_ok=True)
     files = source_files(source, num_shards, workers, directory)
     tokenizer = find_or_train_tokenizer(files, scale.vocab_size, directory)
@@ -71,22 +72,6 @@ def pack_test(files: list[Path], tokenizer: Tokenizer, scale: str, workers: int,
     rows, about = (directory / name for name in TEST_FILES)
     counts = pack_split("test", files, tokenizer, SCALES[scale], workers, rows)
     replace_file(about, json.dumps(counts | {"fingerprint": file_hash(rows)[:16]}, indent=2) + "\n")
-
-
-def bring_up_to_date(meta: dict, source: str, directory: Path, workers: int) -> dict:
-    """Add the test rows to a folder that an earlier version prepared without them.
-
-    Where no file is pinned for them, their documents leave the training rows: those numbers compare with no older ones.
-    """
-    files, scale = files_for_test(source, workers, directory), meta["scale"]
-    tokenizer = Tokenizer.load(directory / "tokenizer.json")
-    if not is_pinned(files, "test"):
-        print("test documents leave the training rows; a search begun before needs another --tag")
-        meta["train"] = pack_split("train", files, tokenizer, SCALES[scale], workers, directory / "train.bin")
-        meta["fingerprint"] = fingerprint(directory, FORMAT)
-        replace_file(directory / "meta.json", json.dumps(meta, indent=2) + "\n")
-    pack_test(files, tokenizer, scale, workers, directory)
-    return meta
 
 
 def full_name(source: str, num_shards: int) -> str:

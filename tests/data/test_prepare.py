@@ -127,37 +127,6 @@ def test_test_rows_are_packed_and_are_neither_trained_on_nor_scored(done):
     assert "test" not in read_meta(done), "no val_bpb depends on them"
 
 
-def forget_test_rows(data: Path) -> None:
-    """As an earlier version would have left the folder."""
-    for name in ("test.bin", "test.json"):
-        (data / "cpu" / name).unlink()
-
-
-def test_a_folder_of_climbmix_gets_its_test_rows_and_downloads_nothing_else_again(hub, done, tmp_path):
-    arguments = ["--source", "climbmix", "--shards", "2", "--data-dir", tmp_path]
-    assert command(*arguments).returncode == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "cpu").iterdir() if path.is_file()}
-    forget_test_rows(tmp_path)
-    (tmp_path / "cpu" / "shards" / "shard_06541.parquet").unlink()
-    hub.requests.clear()
-    result = command(*arguments)
-    assert result.returncode == 0 and [name for name, _ in hub.requests] == ["shard_06541.parquet"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "cpu").iterdir() if path.is_file()} == before
-
-
-def test_where_no_file_is_pinned_test_documents_leave_the_training_rows(texts, tmp_path):
-    write_parquet(tmp_path / "source" / "a.parquet", texts)
-    arguments = ["--source", tmp_path / "source", "--data-dir", tmp_path]
-    assert command(*arguments).returncode == 0
-    names = ("train.bin", "val.bin", "test.bin", "meta.json", "test.json")
-    fresh = {name: (tmp_path / "cpu" / name).read_bytes() for name in names}
-    forget_test_rows(tmp_path)
-    (tmp_path / "cpu" / "train.bin").write_bytes(fresh["train.bin"] + fresh["test.bin"])  # as they were once
-    result = command(*arguments)
-    assert result.returncode == 0 and "needs another --tag" in result.stdout
-    assert {name: (tmp_path / "cpu" / name).read_bytes() for name in names} == fresh
-
-
 # -----------------------------------------------------------------------------
 # Bad input
 
