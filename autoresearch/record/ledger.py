@@ -11,7 +11,6 @@ The ledger: what a search has found out, so that no kill, lost line or deleted f
 import dataclasses
 import itertools
 import json
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,6 @@ class Failure:
     reason: str
     cost: float
     tokens: int
-    at: float = math.nan  # time.time()
     told: bool = True  # to later proposers: not where nobody's edit was to blame
 
 
@@ -201,9 +199,9 @@ class Ledger:
 # Journal
 
 
-def read_journal(ledger: Ledger, path: Path | None = None) -> None:
-    """Take in all events, oldest first; what a kill cut short is left out. `path`: in place of the search's own."""
-    path = path or ledger.folder / "journal.jsonl"
+def read_journal(ledger: Ledger) -> None:
+    """Take in all events, oldest first; what a kill cut short is left out."""
+    path = ledger.folder / "journal.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             event = json.loads(line)
@@ -213,10 +211,10 @@ def read_journal(ledger: Ledger, path: Path | None = None) -> None:
 
 
 def take_in(ledger: Ledger, event: dict) -> None:
-    kind, at = event.pop("event"), event.pop("at", math.nan)  # older journals do not tell the time
+    kind, at = event.pop("event"), event.pop("at")
     if kind == "failed":
         event.pop("exchange", None)  # for a person to read; it can be long
-        ledger.failures.append(Failure(**event, at=at))
+        ledger.failures.append(Failure(**event))
     elif kind == "run":
         own = {name: event.pop(name) for name in ("number", "seed", "purpose", "attempt")}
         run = Run(result=RunResult(**event), **own, ended=at)

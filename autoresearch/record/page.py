@@ -16,7 +16,7 @@ from markupsafe import Markup
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
-from autoresearch.record.status import FAILED, Beliefs, expectations, facts, headline, tables
+from autoresearch.record.status import FAILED, Beliefs, facts, headline, tables
 from autoresearch.record.table import Table, say
 from autoresearch.row import Row
 from autoresearch.source import code_lines
@@ -86,15 +86,6 @@ def progress_chart(ledger: Ledger, beliefs: Beliefs | None) -> Markup:
         dots += [("sure", last + 1, sure.val_bpb, said)]
     dots.sort(key=lambda each: each[0] in ("keep", "sure"))  # these on top
     return chart(("experiment", "val_bpb"), (-0.02 * last - 0.1, 1.02 * last + 1), (low, high), lines, dots)
-
-
-def scatter(pairs: list[Point]) -> Markup:
-    """Expected against measured gains; on the line the two are the same."""
-    x, y = ((min(*some, 0.0) - 1e-6, max(*some, 0.0) + 1e-6) for some in zip(*pairs, strict=True))
-    line = [(end, end) for end in (max(x[0], y[0]), min(x[1], y[1]))]
-    kinds, text = ("discard", "keep"), "expected {:+.4f}, measured {:+.4f}"
-    dots = [(kinds[got > 0], want, got, text.format(want, got)) for want, got in pairs]
-    return chart(("expected gain", "measured gain"), x, y, [("sure", line)], dots)
 
 
 def loss_charts(ledger: Ledger) -> list[Markup]:
@@ -219,8 +210,6 @@ def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: di
         "lstrip_blocks": True,
     }
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
-    pairs = [pair for some in expectations(ledger).values() for pair in some]
-    texts = ("notebook.md",) if ledger.tag else ()
     return environment.get_template("page.html").render(
         ledger=ledger,
         status=status,
@@ -230,8 +219,7 @@ def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: di
         kept=kept_changes(ledger, diffs),
         losses=loss_charts(ledger),
         tables=page_tables(ledger, beliefs, status),
-        scatter=scatter(pairs) if len(pairs) > 2 else "",
         removals=removals(status["ablation"]),
-        texts={name: text for name in texts if (text := read_if_there(ledger.folder / name))},
+        notebook=read_if_there(ledger.folder / "notebook.md"),
         columns=columns(ledger.rows, beliefs),
     )

@@ -3,7 +3,6 @@ ablation.json and promotion.json of a search, as lines and tables for a person: 
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from autoresearch.record.ledger import Ledger
@@ -15,12 +14,11 @@ TITLE = 70  # characters of a factor's title in a table
 
 
 def read_proofs(ledger: Ledger) -> dict[str, Any]:
-    """{"ablation": its report or None, "promotion": likewise}; of a table by itself, those that lie beside it."""
-    folder = ledger.folder if ledger.tag else Path(ledger.repo.working_dir or ".")
+    """{"ablation": its report or None, "promotion": likewise}."""
     found: dict[str, Any] = {}
     for name in ("ablation", "promotion"):
         try:
-            found[name] = json.loads(read_if_there(folder / f"{name}.json"))
+            found[name] = json.loads(read_if_there(ledger.folder / f"{name}.json"))
         except ValueError:  # there is none
             found[name] = None
     return found
@@ -64,7 +62,7 @@ def additivity_line(report: dict[str, Any]) -> str:
 
 def test_line(report: dict[str, Any]) -> str:
     """The gain on the test rows, which no search is scored on."""
-    baseline, best = (report.get("test") or {}).get("baseline"), (report.get("test") or {}).get("best")
+    baseline, best = report["test"]["baseline"], report["test"]["best"]
     return f"test rows: {baseline:.6f} -> {best:.6f}, {baseline - best:+.6f}" if baseline and best else ""
 
 

@@ -3,7 +3,6 @@ A search as it lies on disk, read without a lock and without touching anything: 
 """
 
 import json
-import math
 import os
 import socket
 import time
@@ -13,9 +12,9 @@ from pathlib import Path
 import git
 
 from autoresearch.files import ROOT
-from autoresearch.record.ledger import Ledger, read_journal, read_rows
+from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.repository import run_git
-from autoresearch.row import Row, row_of_message, subject_of
+from autoresearch.row import row_of_message, subject_of
 from autoresearch.text import fail, last_lines
 
 FRESH = 120.0  # seconds since a loop gave its last sign of life; it gives several a second
@@ -28,10 +27,6 @@ class Now:
     alive: bool = False  # a loop runs
     running: list[dict] = field(default_factory=list)  # number, seed, description, progress
     waiting: list[str] = field(default_factory=list)  # descriptions
-
-
-# -----------------------------------------------------------------------------
-# A search of this repository
 
 
 def read_search(repo: git.Git, tag: str) -> tuple[Ledger, Now]:
@@ -128,48 +123,3 @@ def read_diffs(ledger: Ledger) -> dict[str, str]:
     commits = f"{ledger.kept[0].commit}..refs/heads/{ledger.branch}"
     text = run_git(ledger.repo, "log", "-p", "--no-color", "--format=%x00%H", commits, "--", "train.py", check=False)
     return {part[:7]: part.partition("\n")[2].strip() for part in text.split("\0")[1:]}
-
-
-# -----------------------------------------------------------------------------
-# A table by itself
-
-
-def read_table(path: Path) -> Ledger:
-    """The rows of a results.tsv, the public recipe's five columns too, and what lies beside it of a journal."""
-    if not path.is_file():
-        fail(f"{path} is not there; give --results a results.tsv")
-    ledger = Ledger(git.Git(path.parent), "")
-    header, *lines = path.read_text(errors="replace").splitlines() or [""]
-    if header.split("\t")[:5] != ["commit", "val_bpb", "memory_gb", "status", "description"]:
-        fail(f"{path} is no results.tsv: its first columns are not commit, val_bpb, memory_gb, status, description")
-    ledger.rows = public_rows(path, lines) if header.count("\t") == 4 else read_rows(path)[0]
-    read_journal(ledger, path.with_name("journal.jsonl"))
-    return ledger
-
-
-def public_rows(path: Path, lines: list[str]) -> list[Row]:
-    """Rows of five columns: a row's place is its number, its gain is over the best that was kept before it."""
-    rows: list[Row] = []
-    best: Row | None = None
-    for number, line in enumerate(line for line in lines if line.strip()):
-        try:
-            commit, value, memory, status, description = line.split("\t", 4)
-            val_bpb = float(value) if value and math.isfinite(float(value)) else 0.0
-            gain = best.val_bpb - val_bpb if best and val_bpb else math.nan
-            parent, base = (best.commit, best.number) if best else ("", -1)
-            row = Row(
-                commit, val_bpb, float(memory or 0), status.strip().lower(), description, number, gain, parent,
-                seconds=0.0, tokens=0, cost=0.0, started="", noise=math.nan, runs="", best=base,
-            )  # fmt: skip
-        except ValueError:
-            fail(f"{path}, line {number + 2}: five columns are expected, with numbers in the second and the third")
-        best = row if row.status == "keep" else best
-        rows.append(row)
-    return rows
-
-
-def read_patches(ledger: Ledger, folder: Path) -> dict[str, str]:
-    """The same as read_diffs(), from NNNN.patch files in a folder."""
-    paths = {row.commit: folder / f"{row.number:04d}.patch" for row in ledger.kept}
-    texts = {commit: path.read_text(errors="replace") for commit, path in paths.items() if path.is_file()}
-    return {commit: text[text.find("diff --git") :] for commit, text in texts.items()}

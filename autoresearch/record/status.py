@@ -5,10 +5,8 @@ docs/status.md says what each of them means.
 
 import json
 import math
-import re
 import statistics
 import time
-from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass
 
@@ -20,10 +18,9 @@ from autoresearch.record.table import Table, say, table_lines
 from autoresearch.row import Row, runs_of
 from autoresearch.text import one_line, plural
 
-VERSION = 1  # of the dictionary; a change of a key's meaning raises it
+VERSION = 2  # of the dictionary; a change of a key's meaning raises it
 SURE = 1.96  # standard errors to either side of a 95 % interval
 WINDOW = 12  # experiments that the trajectory looks back on
-END = "the end of the session"  # what idle slots wait for when nothing else comes
 FAILED = ("crash", "timeout", "invalid")
 
 
@@ -86,29 +83,6 @@ def tested(ledger: Ledger) -> dict | None:
     return {"baseline": baseline, "val_bpb": best, "gain": baseline - best, "runs": len(ledger.tested[0])}
 
 
-def expectations(ledger: Ledger) -> dict[str, list[tuple[float, float]]]:
-    """proposer -> (expected, measured) gains. Behind --command the description may say it: (expect +0.01)."""
-    starts = [sitting.start for sitting in ledger.sittings]
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for row in ledger.rows:
-        said = re.search(r"\(expect ([+-]?\d+(?:\.\d+)?)", row.description)
-        expected = row.expected if math.isfinite(row.expected) else float(said[1]) if said else math.nan
-        if math.isfinite(expected) and math.isfinite(row.gain):
-            begun = time.mktime(time.strptime(row.started, "%Y-%m-%dT%H:%M:%S")) if row.started else 0
-            name = ledger.sittings[max(bisect(starts, begun + 1) - 1, 0)].proposer if starts else "all"
-            pairs.setdefault(name, []).append((expected, row.gain))
-    return pairs
-
-
-def calibration(name: str, pairs: list[tuple[float, float]]) -> dict:
-    """How good a proposer's expectations are. bias: expected - measured, on average."""
-    expected, measured = zip(*pairs, strict=True)
-    varied = len(set(expected)) > 1 and len(set(measured)) > 1
-    correlation = statistics.correlation(expected, measured) if varied else None
-    bias = statistics.fmean(expected) - statistics.fmean(measured)
-    return {"proposer": name, "experiments": len(pairs), "correlation": correlation, "bias": bias}
-
-
 def categories(rows: list[Row]) -> list[dict]:
     """By category, the most tried first; none where no proposer gave any."""
     counts = Counter((row.category, row.status) for row in rows)
@@ -124,38 +98,18 @@ def categories(rows: list[Row]) -> list[dict]:
 # What it took
 
 
-def slot_hours(ledger: Ledger) -> tuple[float, dict[str, float]]:
-    """(slot-hours busy, slot-hours idle by reason): an idle slot waited for what came next."""
-    marks, seen, begun = [(failure.at, 0, "a proposal that failed") for failure in ledger.failures], set(), set()
-    for run in ledger.runs:
-        what = (run.seed, run.result.val_bpb)
-        if run.result.status != "ok" or what not in seen:  # a second look notes its first runs again
-            why = "another run of an experiment" if run.number in begun else "a proposal"
-            marks += [(run.ended - run.result.slot_seconds, 1, why), (run.ended, -1, why)]
-            seen.add(what)
-            begun.add(run.number)
-    marks = sorted(mark for mark in marks if mark[0] > 0)  # older journals do not tell the time
-    busy, idle = 0.0, dict.fromkeys([why for _, _, why in marks], 0.0) | {END: 0.0}
-    for sitting in ledger.sittings:
-        before, running = sitting.start, 0
-        inside = marks[bisect(marks, (before,)) : bisect(marks, (sitting.last, 2))]
-        for at, change, why in [*inside, (sitting.last, 0, END)]:
-            busy += min(running, sitting.slots) * (at - before) / 3600
-            idle[why] += max(sitting.slots - running, 0) * (at - before) / 3600
-            before, running = at, max(running + change, 0)
-    return busy, idle
-
-
 def pace(ledger: Ledger, alive: bool) -> dict:
-    """Experiments per hour, and how the slots spent their time. Nulls where no session is noted."""
+    """Experiments per hour, and the share of their time that the slots trained or scored."""
     hours = sum(sitting.last - sitting.start for sitting in ledger.sittings) / 3600
-    busy, idle = slot_hours(ledger)
+    slot_seconds = sum(sitting.slots * (sitting.last - sitting.start) for sitting in ledger.sittings)
+    busy = {}  # a second look notes its first runs again, with their numbers
+    for run in ledger.runs:
+        busy[run.seed, run.result.val_bpb if run.result.status == "ok" else run.ended] = run.result.slot_seconds
     now = ledger.sittings[-1] if alive else None
     return {
         "hours": hours or None,
         "experiments_per_hour": ledger.tried / hours if hours else None,
-        "slot_busy_share": busy / (busy + sum(idle.values())) if hours else None,
-        "idle_slot_hours": idle,
+        "slot_busy_share": min(sum(busy.values()) / slot_seconds, 1) if slot_seconds else None,
         "hours_left": max(now.deadline - time.time(), 0) / 3600 if now and now.deadline else None,
         "experiments_wanted": now.experiments if now else None,
     }
@@ -163,7 +117,7 @@ def pace(ledger: Ledger, alive: bool) -> dict:
 
 def cost(ledger: Ledger) -> dict:
     """Dollars and tokens, and the share of the input that came from the API's cache."""
-    texts = map(read_if_there, ledger.folder.glob("[0-9]*/proposal.json") if ledger.tag else ())
+    texts = map(read_if_there, ledger.folder.glob("[0-9]*/proposal.json"))
     usages = [json.loads(text)["usage"] for text in texts if text]
     new, read, written = (sum(each.get(k, 0) for each in usages) for k in ("input", "cache_read", "cache_write"))
     return {
@@ -180,8 +134,8 @@ def cost(ledger: Ledger) -> dict:
 # All of it
 
 
-def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) -> dict:
-    """The dictionary; `beliefs` None where no noise is known, as in a table of five columns."""
+def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now) -> dict:
+    """The dictionary; `beliefs`: None before the baseline."""
     counts = Counter(row.status for row in ledger.rows)
     columns = ("number", "status", "val_bpb", "gain", "description", "reason")
     numbers = {"tried": ledger.tried, "kept": max(counts["keep"] - 1, 0), "discarded": counts["discard"]}
@@ -189,7 +143,7 @@ def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) ->
     numbers["failed_proposals"] = len(ledger.failures)
     status = {
         "version": VERSION,
-        "search": name,
+        "search": ledger.branch,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "alive": now.alive,
         "trajectory": trajectory(beliefs, {row.number for row in ledger.kept}),
@@ -200,7 +154,6 @@ def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now, name: str) ->
         "running": now.running,
         "waiting": now.waiting,
         **read_proofs(ledger),
-        "expectations": [calibration(*each) for each in expectations(ledger).items()],
         "categories": categories(ledger.rows[1:]),
         "last": [{column: getattr(row, column) for column in columns} for row in ledger.rows[-10:]],
     }
@@ -251,9 +204,7 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
         about = f"of the last {way['experiments']}, {way['expected_better']:.1f} are expected to be truly better; "
         lines += [("trajectory", way["word"], f"{about}what was kept gained {way['believed_gain']:.6f}")]
     if pace["hours"]:
-        idle = ", ".join(f"{hours:.2f} h for {why}" for why, hours in pace["idle_slot_hours"].items() if hours > 0.005)
         about = f"experiments, in {pace['hours']:.2f} hours; slots busy {pace['slot_busy_share']:.0%}"
-        about += f", idle {idle}" if idle else ""
         lines += [("per hour", f"{pace['experiments_per_hour']:.1f}", about)]
     if cost["tokens"]:
         about = f"{cost['tokens']:,} tokens" + say(", {:.0%} of the input from the cache", cost["cache_share"])
@@ -268,13 +219,10 @@ def tables(status: dict) -> list[Table]:
     running = [[*map(each.get, ("number", "seed", "progress", "description"))] for each in status["running"]]
     last = [[*each.values()][:-1] for each in status["last"]]
     last = [[*row[:2], say("{:.6f}", row[2] or None), say("{:+.6f}", row[3]), *row[4:]] for row in last]
-    told = [[*each.values()] for each in status["expectations"]]
-    told = [[*row[:2], say("{:+.2f}", row[2]), say("{:+.6f}", row[3])] for row in told]
     return [
         ("running", [">number", ">seed", "progress", "what"], running),
         ("waiting", ["what"], [[text] for text in status["waiting"]]),
         ("last ten", [">number", "status", ">val_bpb", ">gain", "what"], last),
-        ("expected against measured gain", ["proposer", ">experiments", ">correlation", ">expected - measured"], told),
         ("by category", ["category", ">tried", ">kept", ">failed"], [[*c.values()] for c in status["categories"]]),
         *proof_tables(status),
     ]

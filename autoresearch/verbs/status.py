@@ -28,14 +28,13 @@ def scale_of(ledger: Ledger) -> str:
 
 
 def beliefs_of(ledger: Ledger) -> Beliefs | None:
-    """What the judge makes of a search; None as long as it has no baseline with runs."""
-    baseline = next((row for row in ledger.rows if row.status == "keep"), None)
-    if not baseline or not baseline.runs:
+    """What the judge makes of a search; None as long as it has no baseline."""
+    if not ledger.kept:
         return None
     known, gains = knowledge(ledger, scale_of(ledger)), {}
     usual = max((belief.usual for belief in known.beliefs.values()), key=lambda usual: usual.candidates)
     for row in judged(ledger):
-        if row is not baseline and (belief := known.beliefs.get(row.parent)):
+        if row is not ledger.kept[0] and (belief := known.beliefs.get(row.parent)):
             measured = measured_gain(without_seed(runs_of(row), known.offsets), belief, known.paired_noise)
             true_gain = posterior(*measured, usual, known.paired_noise.sigma)
             gains[row.number] = (true_gain.better, true_gain.mean)
@@ -52,7 +51,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # status | head ends in silence
     repo = open_repository(ROOT)
     ledger, now = read_search(repo, find_tag(repo, args.tag))
-    status = make_status(ledger, beliefs_of(ledger), now, ledger.branch)
+    status = make_status(ledger, beliefs_of(ledger), now)
     if args.json:
         print(json.dumps(status, indent=1))
         return

@@ -12,10 +12,7 @@ import pytest
 from loop_helpers import ROOT, make_repository
 from searches import make_rows, write_search, write_table
 
-from autoresearch.record.ledger import read_rows
 from autoresearch.record.page import ticks
-from autoresearch.row import row_line
-from autoresearch.verbs.report import report_of_table
 
 EXAMPLE = ROOT / "docs/example"
 CHROMIUM = [path for name in ("chromium", "chromedriver") if (path := shutil.which(name))]
@@ -137,9 +134,8 @@ def test_odd_text_is_text(browser, long_search):
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
 @pytest.mark.parametrize("width", [360, 1100])
-def test_the_example_fits_phone_and_desk(browser, tmp_path, width):
-    shutil.copytree(EXAMPLE, tmp_path / "example")
-    page = report_of_table(tmp_path / "example/results.tsv")
+def test_the_example_fits_phone_and_desk(browser, width):
+    page = EXAMPLE / "report.html"
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -155,61 +151,6 @@ def test_the_example_fits_phone_and_desk(browser, tmp_path, width):
 
 # -----------------------------------------------------------------------------
 # Tables
-
-
-def test_the_example_in_the_repository_is_what_its_files_give(tmp_path):
-    shutil.copytree(EXAMPLE, tmp_path / "example")
-    (tmp_path / "example/report.html").unlink()
-    page = report_of_table(tmp_path / "example/results.tsv").read_text()
-    stored = (EXAMPLE / "report.html").read_text()
-    without_time = [line for line in page.splitlines() if "As of " not in line]
-    assert without_time == [line for line in stored.splitlines() if "As of " not in line]
-    assert len(stored) < 500_000
-    rows = read_rows(EXAMPLE / "results.tsv")[0]
-    kept = [row for row in rows if row.status == "keep"]
-    counts = f"{len(kept) - 1} kept, {sum(row.status == 'discard' for row in rows)} discarded"
-    for part in (f"{kept[0].val_bpb:.6f}", f"{kept[-1].val_bpb:.6f}", counts, "fresh seeds"):
-        assert part in page
-    assert [int(path.stem) for path in sorted(EXAMPLE.glob("[0-9]*.patch"))] == [row.number for row in kept[1:]]
-
-
-def public_table(path: Path) -> Path:
-    """Five columns, as the public recipe writes them: no numbers, no gains."""
-    rows = [[row_line(row).split("\t")[n] for n in range(5)] for row in make_rows(40)]
-    rows.append(["abc1234", "", "", "CRASH", "out of memory"])
-    path.write_text("\n".join("\t".join(cells) for cells in [FIVE, *rows]) + "\n\n")
-    return path
-
-
-def test_the_public_recipes_table(tmp_path):
-    page = report_of_table(public_table(tmp_path / "results.tsv")).read_text()
-    rows = make_rows(40)
-    kept = [row for row in rows if row.status == "keep"]
-    assert f"{kept[-1].val_bpb:.6f}" in page and 'id="e40"' in page and "out of memory" in page
-    assert f"{kept[0].val_bpb - kept[-1].val_bpb:+.6f}" in page and "too early to say" in page
-    assert page.count('<circle class="keep"') == len(kept) and "degrees of freedom" not in page
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("number\tgain\n1\t2\n", "is no results.tsv"),
-        ("\t".join(FIVE) + "\nabc\tlow\t0.1\tkeep\tbaseline\n", "line 2: five columns are expected"),
-        (None, "is not there"),
-    ],
-)
-def test_a_table_that_is_none(tmp_path, text, said):
-    path = tmp_path / "table.tsv"
-    if text:
-        path.write_text(text)
-    command = [sys.executable, "agent_loop.py", "report", "--results", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_a_table_without_a_keep_gives_a_page(tmp_path):
-    (tmp_path / "results.tsv").write_text("\t".join(FIVE) + "\nabc\t0.000000\t0.0\tcrash\tbaseline\n")
-    assert 'id="e0"' in report_of_table(tmp_path / "results.tsv").read_text()
 
 
 def test_the_public_analysis_reads_our_table(tmp_path):

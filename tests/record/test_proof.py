@@ -16,7 +16,7 @@ FACTOR = {
 ABLATION = {
     "search": "autoresearch/t", "factors": [FACTOR], "fixed": [], "crashed": ["the best"], "runs": 24, "sigma": 0.001,
     "degrees_of_freedom": 20.0, "sum": 0.01, "total": None, "total_error": None, "dependence": 0.0, "dependence_p": 1.0,
-    "pruned": None,
+    "pruned": None, "test": {"baseline": None, "best": None},
 }  # fmt: skip
 RUNS = {"1": 1.0, "2": 1.1}
 PROMOTION = {
@@ -24,7 +24,7 @@ PROMOTION = {
     "baseline": {"45": RUNS, "60": RUNS, "75": RUNS}, "best": {"60": RUNS}, "searched": {"baseline": 1.2, "best": 1.1,
     "standard_error": 0.01}, "gain": {"value": 0.001, "standard_error": 0.01, "clear": False}, "time": None,
     "transfer": {"value": None, "standard_error": None}, "predicted_seconds": None, "confirmed": None, "split": None,
-    "bound": ["MATRIX_LR"], "curves": [],
+    "bound": ["MATRIX_LR"], "curves": [], "test": {"baseline": None, "best": None},
 }  # fmt: skip
 
 
@@ -52,9 +52,11 @@ def test_a_gain_is_said_as_a_time_to_the_target(time, words):
     assert fact[0] == "promotion" and words in fact[2]
 
 
-def test_reports_are_read_where_they_are_whole(tmp_path):
-    ledger = Ledger(git.Git(tmp_path), "")
+def test_reports_are_read_where_they_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoresearch.record.ledger.ROOT", tmp_path)
+    ledger = Ledger(git.Git(tmp_path), "t")
+    ledger.folder.mkdir(parents=True)
     assert read_proofs(ledger) == {"ablation": None, "promotion": None}
-    (tmp_path / "ablation.json").write_text(json.dumps(ABLATION))
-    (tmp_path / "promotion.json").write_text("{")
+    (ledger.folder / "ablation.json").write_text(json.dumps(ABLATION))
+    (ledger.folder / "promotion.json").write_text("{")
     assert read_proofs(ledger) == {"ablation": ABLATION, "promotion": None}
