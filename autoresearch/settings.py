@@ -76,9 +76,7 @@ class Settings:
         "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks. null: neither thinking nor effort is "
         "asked for, as models that are not Claude need it",
     )
-    max_tokens: int | None = setting(
-        None, "tokens of one answer at most, thinking included. null: as many as the model can, where the API says it"
-    )
+    max_tokens: int | None = setting(None, "tokens of one answer at most, thinking included. null: 32,000")
     max_turns: int = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
     repairs: int = setting(2, "how often an experiment that crashed by a slip goes back to be mended")
     plateau: int = setting(12, "experiments without a keep after which the model is told that it is on a plateau")
@@ -88,7 +86,7 @@ class Settings:
     )
     prices: Prices | None = setting(
         None,
-        "US dollars per million tokens. null: those of the model, by autoresearch/propose/prices.py",
+        "US dollars per million tokens. null: those of the model, by autoresearch/propose/models.py",
     )
     proposal_timeout: float = setting(1800.0, "seconds for one proposal")
     look_ahead: int | None = setting(

@@ -15,7 +15,7 @@ from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Session
 from autoresearch.nouns import Estimate
-from autoresearch.propose.prices import cost_line
+from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
 from autoresearch.record.log import Log

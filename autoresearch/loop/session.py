@@ -14,7 +14,8 @@ from typing import TextIO
 
 from autoresearch.files import ROOT
 from autoresearch.loop.measure import Measure
-from autoresearch.propose.model import check_model
+from autoresearch.propose.api import check_model
+from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, note
 from autoresearch.record.log import Log
 from autoresearch.run import sandbox
@@ -105,10 +106,11 @@ def with_working_model(session: Session, settings: Settings) -> Settings:
     changed = before != {name: getattr(settings, name) for name in names}
     if session.options.proposer != "anthropic" or not changed:
         return settings
-    problem, warnings = check_model(settings)
-    for line in [problem] if problem else warnings:
-        session.log.say(f"program.md: {line}")
-    if not problem:
+    try:
+        for line in check_model(settings):
+            session.log.say(f"program.md: {line}")
         return settings
+    except Fault as fault:
+        session.log.say(f"program.md: {fault}")
     session.log.say(f"program.md: going on with model {before['model']}, effort {before['effort']}")
     return dataclasses.replace(settings, **before)

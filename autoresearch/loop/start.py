@@ -23,7 +23,8 @@ from rich.console import Console
 from autoresearch.files import ROOT
 from autoresearch.loop.measure import check_scale
 from autoresearch.loop.session import Options, Session, read_program
-from autoresearch.propose.model import check_model
+from autoresearch.propose.api import check_model
+from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.log import Log
 from autoresearch.record.reading import search_tags
@@ -129,11 +130,11 @@ def check_proposer(proposer: str, settings: Settings) -> str:
     """A key that works and a model that is there and takes these settings, where one is needed."""
     if proposer != "anthropic":
         return f"{proposer}, for which no key is checked"
-    problem, warnings = check_model(settings)
-    if problem:
-        fail(problem)
-    for warning in warnings:
-        print(f"warning: {warning}")
+    try:
+        for warning in check_model(settings):
+            print(f"warning: {warning}")
+    except Fault as fault:
+        fail(str(fault))
     return f"the key works, and {settings.model} is there"
 
 

@@ -23,7 +23,7 @@ from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal
 from autoresearch.propose.api import BeginAgain, Conversation, ask
 from autoresearch.propose.context import CannotPropose, Context, ProposalFailed, Refused
-from autoresearch.propose.model import make_client
+from autoresearch.propose.models import make_client
 from autoresearch.propose.prompt import (
     HISTORY_CHARACTERS,
     clean,

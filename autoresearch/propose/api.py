@@ -19,14 +19,23 @@ from typing import Any
 
 from autoresearch.nouns import Proposal, Usage
 from autoresearch.propose.context import CannotPropose, Context, Fault
-from autoresearch.propose.model import LIMITS, cause_of
-from autoresearch.propose.prices import priced
+from autoresearch.propose.models import (
+    address_problem,
+    base_url,
+    cause_of,
+    make_client,
+    misfit,
+    price_problem,
+    priced,
+    prices_of,
+)
 from autoresearch.propose.tools import tools_for
+from autoresearch.settings import Settings
 from autoresearch.text import one_line
 
 # anthropic takes seconds to import: the functions that use it do.
 
-MAX_TOKENS = 32_000  # of one answer, where neither program.md nor the API says how many
+MAX_TOKENS = 32_000  # of one answer, where program.md does not say how many
 LONGEST_WAIT = 60.0  # seconds between two attempts, unless the API names its own
 CHARACTERS_PER_TOKEN = 3.5  # of an answer whose end, and with it the count, never came
 POLL = 0.2  # seconds between two looks at whether anybody still waits
@@ -81,7 +90,7 @@ def request(conversation: Conversation) -> dict:
     marked = block | {"cache_control": {"type": "ephemeral"}}
     sent = {
         "model": settings.model,
-        "max_tokens": settings.max_tokens or LIMITS.get(settings.model, MAX_TOKENS),
+        "max_tokens": settings.max_tokens or MAX_TOKENS,
         "system": conversation.system,
         "tools": tools_for(conversation.context),
         "messages": [*before, last | {"content": [*blocks, marked]}],
@@ -187,15 +196,29 @@ def ask(client: Any, conversation: Conversation) -> Any:
         try:
             return stream_reply(client, conversation)
         except anthropic.APIStatusError as error:
-            how = f"answered {error.status_code}" if error.status_code >= 400 else "broke off an answer:"
-            message = one_line(error.api_message or error.message)[:200]
-            problem = f"the API {how} {error.type or ''}: {message}"
+            problem = said_by(error)
             raise_for_good(error, problem)
             wait = retry_after(error.response.headers.get("retry-after", ""))
         except (anthropic.APIError, httpx2.RequestError) as error:
+            raise_for_address(error)
             problem, wait = f"the connection failed: {cause_of(error)}", None
         check_time(context)
         wait_to_retry(context, problem, wait or min(LONGEST_WAIT, 2**attempt) * random.uniform(0.75, 1))
+
+
+def said_by(error: Any) -> str:
+    """An error of the API in one line."""
+    how = f"answered {error.status_code}" if error.status_code >= 400 else "broke off an answer:"
+    return f"the API {how} {error.type or ''}: {one_line(error.api_message or error.message)[:200]}"
+
+
+def raise_for_address(error: Exception) -> None:
+    """Raise CannotPropose if a request cannot even be sent: a slip in the key or in the address."""
+    import httpx2
+
+    if isinstance(error.__cause__ or error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.InvalidURL):
+        message = f"the API cannot be asked: {cause_of(error)}; check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL"
+        raise CannotPropose(message) from error
 
 
 def raise_for_good(error: Any, problem: str) -> None:
@@ -235,3 +258,39 @@ def wait_to_retry(context: Context, problem: str, seconds: float) -> None:
     while time.time() < until:
         check_time(context)
         time.sleep(min(POLL, max(0.0, until - time.time())))
+
+
+# -----------------------------------------------------------------------------
+# Before a search
+
+
+def check_model(settings: Settings) -> list[str]:
+    """One cheap call. Returns what is worth saying; raises Fault with what only a person can fix."""
+    import anthropic
+
+    if problem := price_problem(settings) or address_problem():
+        raise CannotPropose(problem)
+    said = [] if prices_of(settings) else [f"no price of {settings.model} is known: dollars are not counted"]
+    try:
+        with make_client(max_retries=1) as client:
+            if not (client.api_key or client.auth_token or client.credentials):
+                raise CannotPropose(
+                    "ANTHROPIC_API_KEY is not set; set it, or use --proposer constants, or --command '...'"
+                )
+            info = client.models.retrieve(settings.model)
+    except anthropic.APIStatusError as error:
+        problem = said_by(error)
+        if error.status_code in (400, 404, 405) and base_url():  # a server of one's own may know no such call
+            return [*said, f"{problem}: the server says nothing of {settings.model}; going on without"]
+        with suppress(BeginAgain):
+            raise_for_good(error, problem)
+    except anthropic.APIConnectionError as error:
+        raise_for_address(error)
+        problem = f"the API cannot be reached: {cause_of(error)}"
+    except (anthropic.AnthropicError, ValueError) as error:  # no credentials; a model whose name is no path
+        raise CannotPropose(f"`model: {settings.model}` cannot be asked for: {cause_of(error)}") from error
+    else:
+        if problem := misfit(info, settings):
+            raise CannotPropose(problem)
+        return said
+    return [*said, f"{problem}; the search begins, and asks again when it needs a proposal"]

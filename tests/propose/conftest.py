@@ -4,7 +4,6 @@ import pytest
 from messages_server import start_server
 
 from autoresearch.propose import api as messages_api
-from autoresearch.propose import model
 
 
 @pytest.fixture
@@ -14,8 +13,6 @@ def api(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "good-key")
     monkeypatch.setattr(messages_api, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(model, "LIMITS", {})
-    monkeypatch.setattr(messages_api, "LIMITS", model.LIMITS)
     yield server
     server.stop()
     assert not server.problems  # requests that the API would have refused as invalid

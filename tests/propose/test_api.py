@@ -9,11 +9,11 @@ from loop_helpers import make_context
 from messages_server import Failure, editor, refuse, replace, say, thinking
 
 from autoresearch.propose import api as messages_api
-from autoresearch.propose import model
+from autoresearch.propose import models
 from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.api import retry_after
 from autoresearch.propose.context import CannotPropose, Fault, ProposalFailed, Refused
-from autoresearch.propose.prices import cost_line, known_name, price_problem, priced, prices_of
+from autoresearch.propose.models import cost_line, known_name, price_problem, priced, prices_of
 from autoresearch.settings import Prices, Settings
 
 # -----------------------------------------------------------------------------
@@ -40,7 +40,7 @@ from autoresearch.settings import Prices, Settings
     ids=lambda fault: getattr(fault, "fault", "") or str(getattr(fault, "status", "")),
 )
 def test_what_passes_is_waited_out(api, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(model, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(models, "READ_TIMEOUT", 0.5)
     lines, changes = logged()
     api.replies[:] = [fault, fault, say(*GOOD)]
     assert propose_by_claude(make_context(tmp_path, **changes)).description == "lower the level"
@@ -240,10 +240,7 @@ def test_a_long_prompt_of_haiku_costs_more(api):
 
 def test_the_start_says_what_a_night_costs():
     line = cost_line(Settings(), 497, [])
-    assert line == "cost: $111 for about 497 proposals, $0.22 each (an estimate for effort medium); " + (
-        "no cap: `max_cost:` or --max-cost"
-    )
-    assert "$0.45 each (an estimate for effort high)" in cost_line(Settings(effort="high"), 497, [])
+    assert line == "cost: known after the first proposal; no cap: `max_cost:` or --max-cost"
     assert "$200 for about 100 proposals, $2.00 each (by the last 2)" in cost_line(Settings(), 100, [1.0, 3.0])
     assert "capped at $50.00" in cost_line(Settings(max_cost=50.0), float("inf"), [])
     assert "no price of qwen3 is known" in cost_line(Settings(model="qwen3"), 100, [])

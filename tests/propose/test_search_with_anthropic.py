@@ -53,7 +53,7 @@ def test_the_whole_loop_with_claude(api, tmp_path, prepared):
         rows[1].tokens > 1000 and rows[1].cost > 0 and failed["cost"] > 0 and "3 answers in a row" in failed["reason"]
     )
     assert (rows[1].category, rows[1].hypothesis, rows[1].expected) == ("hyperparameter", "lower is better", 0.1)
-    assert "each (an estimate for effort medium); no cap" in done.stdout and "spent           $" in done.stdout
+    assert "cost: known after the first proposal; no cap" in done.stdout and "spent           $" in done.stdout
     last = json.dumps(api.requests[-1]["body"]["messages"])
     assert "name 'oops' is not defined" in last and "-LEVEL = 2.0\\n+LEVEL = 1.9" in last  # the crash; the kept diff
     assert "A measured gain of " in last and "more experiments fit" in last
@@ -63,7 +63,7 @@ def test_the_whole_loop_with_claude(api, tmp_path, prepared):
 def test_a_bad_key_ends_the_start(api, tmp_path, prepared):
     repo = make_repository(tmp_path / "repo")
     done = run_loop(repo, "--experiments", "1", env={"ANTHROPIC_API_KEY": "bad-key"})
-    assert done.returncode == 2 and "was rejected (401)" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "answered 401" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_spend_cap_ends_the_session(api, tmp_path, prepared):

@@ -1,13 +1,74 @@
 """
-What a proposal costs: the price table of the models, what an answer cost, and what a night will cost about.
+The models: the client that asks one, what the API says of it, and what its answers cost.
 """
 
 import math
+import os
 import re
 from typing import Any
 
 from autoresearch.nouns import Usage
 from autoresearch.settings import Prices, Settings
+from autoresearch.text import one_line
+
+READ_TIMEOUT = 300.0  # seconds without a byte, after which a stream counts as dead
+
+# -----------------------------------------------------------------------------
+# The client
+
+
+def make_client(max_retries: int = 0) -> Any:
+    """An API client; ANTHROPIC_BASE_URL and the SDK's other variables work. Waiting is ours, so that it can be seen."""
+    import anthropic
+
+    return anthropic.Anthropic(max_retries=max_retries, timeout=anthropic.Timeout(READ_TIMEOUT, connect=15.0))
+
+
+def cause_of(error: BaseException) -> str:
+    """What lies at the bottom of an error: a refused port, a name that does not resolve, a certificate ..."""
+    while error.__cause__:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(str(error))[:150]}"
+
+
+def base_url() -> str:
+    """The server that was asked for in place of Anthropic's, or ""."""
+    return os.environ.get("ANTHROPIC_BASE_URL", "")
+
+
+def address_problem() -> str:
+    """Why ANTHROPIC_BASE_URL cannot be one, or ""."""
+    url = base_url()
+    if url and not re.match(r"https?://[^/]", url):
+        return f"ANTHROPIC_BASE_URL {url} should begin with http:// or https://"
+    if re.search(r"/v1/?$", url):
+        return f"ANTHROPIC_BASE_URL {url} should end before /v1: the SDK appends that itself"
+    return ""
+
+
+def misfit(info: Any, settings: Settings) -> str:
+    """What of the settings the model does not take, by what the API says of it, or "". Nothing said: taken to fit."""
+    if settings.max_tokens and isinstance(info.max_tokens, int) and settings.max_tokens > info.max_tokens:
+        return f"`max_tokens: {settings.max_tokens}`: {settings.model} gives {info.max_tokens} at most"
+    if settings.effort is None:
+        return ""
+    if supported(info, "thinking", "types", "adaptive") is False:
+        return f"{settings.model} has no adaptive thinking; set `effort: null`, or another `model:`"
+    if supported(info, "effort") is False or supported(info, "effort", settings.effort) is False:
+        return f"{settings.model} does not take `effort: {settings.effort}`; set another, or `effort: null`"
+    return ""
+
+
+def supported(info: Any, *names: str) -> bool | None:
+    """Whether a capability is there; None where the server says nothing of it."""
+    value = getattr(info, "capabilities", None)
+    for name in names:
+        value = getattr(value, name, None)
+    return getattr(value, "supported", None)
+
+
+# -----------------------------------------------------------------------------
+# What an answer costs
 
 # US dollars per million tokens, as of October 2026: Opus and Fable from the official documentation, Sonnet and Haiku
 # from three third-party tables that agree. Wrong or missing? `prices:` in program.md goes before this table.
@@ -20,11 +81,6 @@ PRICES = {
 }
 LONG_PROMPT = 100_000  # tokens; beyond them these models cost another price, for all tokens of the request
 PRICES_OF_LONG = {"claude-haiku-5-5": Prices(input=0.5, output=2.5, cache_read=0.05, cache_write=1)}
-
-# Tokens of one proposal, thinking included. `medium` and `high` are estimates from the length of edits and the
-# documented share of thinking; the others are guesses around them. Nothing here was measured on the real API.
-OUTPUT_TOKENS = {"low": 4_000, "medium": 8_500, "high": 20_000, "xhigh": 40_000, "max": 80_000}
-PREFIX_TOKENS, REQUESTS, WRITTEN_TOKENS = 25_000, 2.5, 5_000  # read by each request; written anew per proposal
 
 
 def known_name(model: str) -> str:
@@ -61,24 +117,14 @@ def priced(usage: Any, settings: Settings, output: int = 0) -> Usage:
     return counts + Usage(cost=cost / 1e6)
 
 
-def usual_cost(settings: Settings) -> float:
-    """US dollars that one proposal costs about, before any was made; nan if no price is known."""
-    prices = prices_of(settings)
-    if not prices:
-        return math.nan
-    output = OUTPUT_TOKENS[settings.effort or "medium"]
-    read = PREFIX_TOKENS * REQUESTS * prices.cache_read
-    return (read + WRITTEN_TOKENS * prices.cache_write + output * prices.output) / 1e6
-
-
 def cost_line(settings: Settings, proposals: float, measured: list[float]) -> str:
     """What so many proposals will cost, for the start of a session. `measured`: of proposals so far, in US dollars."""
-    each = sum(measured) / len(measured) if measured else usual_cost(settings)
-    cap = (
-        f"capped at ${settings.max_cost:.2f}" if settings.max_cost is not None else "no cap: `max_cost:` or --max-cost"
-    )
-    if math.isnan(each):
+    capped, free = f"capped at ${settings.max_cost or 0:.2f}", "no cap: `max_cost:` or --max-cost"
+    cap = free if settings.max_cost is None else capped
+    if not prices_of(settings):
         return f"cost: no price of {settings.model} is known; tokens are counted, dollars are not (`prices:`)"
-    source = f"by the last {len(measured)}" if measured else f"an estimate for effort {settings.effort}"
+    if not measured:
+        return f"cost: known after the first proposal; {cap}"
+    each = sum(measured) / len(measured)
     many = f"${proposals * each:.0f} for about {proposals:.0f} proposals, " if math.isfinite(proposals) else ""
-    return f"cost: {many}${each:.2f} each ({source}); {cap}"
+    return f"cost: {many}${each:.2f} each (by the last {len(measured)}); {cap}"

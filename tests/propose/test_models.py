@@ -6,22 +6,23 @@ from loop_helpers import make_context
 from messages_server import Failure, say
 
 from autoresearch.propose.anthropic import propose_by_claude
-from autoresearch.propose.model import LIMITS, check_model
+from autoresearch.propose.api import check_model
+from autoresearch.propose.context import CannotPropose
 from autoresearch.settings import Prices, Settings
 
 
-def test_a_good_model_says_nothing_and_gives_its_longest_answer(api, tmp_path):
-    assert check_model(Settings()) == ("", [])
+def test_a_good_model_says_nothing_and_an_answer_has_a_limit(api, tmp_path):
+    assert check_model(Settings()) == []
     api.replies[:] = [say(*GOOD), say(*GOOD)]
     propose_by_claude(make_context(tmp_path))
     propose_by_claude(make_context(tmp_path, settings=Settings(max_tokens=9000)))
-    assert [request["body"]["max_tokens"] for request in api.requests] == [128_000, 9000]
+    assert [request["body"]["max_tokens"] for request in api.requests] == [32_000, 9000]
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "settings", "message"),
     [
-        ("ANTHROPIC_API_KEY", "bad-key", {}, "was rejected (401)"),
+        ("ANTHROPIC_API_KEY", "bad-key", {}, "answered 401 authentication_error: invalid key; check the key"),
         ("ANTHROPIC_BASE_URL", "localhost:1234", {}, "should begin with http:// or https://"),
         ("ANTHROPIC_BASE_URL", "http://localhost:1234/v1", {}, "should end before /v1"),
         ("ANTHROPIC_API_KEY", "good-key\n", {}, "check ANTHROPIC_API_KEY"),
@@ -36,13 +37,14 @@ def test_a_good_model_says_nothing_and_gives_its_longest_answer(api, tmp_path):
 def test_what_only_a_person_can_mend_is_said(api, monkeypatch, variable, value, settings, message):
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
     monkeypatch.setenv(variable, value)
-    problem, _ = check_model(Settings(**settings))
-    assert message in problem and "\n" not in problem
+    with pytest.raises(CannotPropose) as failure:
+        check_model(Settings(**settings))
+    assert message in str(failure.value) and "\n" not in str(failure.value)
 
 
 def test_an_old_model_works_without_thinking(api, tmp_path):
     settings = Settings(model="claude-haiku-4-5", effort=None)
-    assert check_model(settings) == ("", ["no price of claude-haiku-4-5 is known: dollars are not counted"])
+    assert check_model(settings) == ["no price of claude-haiku-4-5 is known: dollars are not counted"]
     api.replies[:] = [say(*GOOD)]
     propose_by_claude(make_context(tmp_path, settings=settings))
     assert not {"thinking", "output_config"} & api.requests[0]["body"].keys()
@@ -51,21 +53,22 @@ def test_an_old_model_works_without_thinking(api, tmp_path):
 @pytest.mark.parametrize("status", [408, 429, 500, 529])
 def test_what_passes_does_not_end_the_start(api, status):
     api.models_fault = Failure(status, "some_error", "come back later")
-    problem, (warning,) = check_model(Settings())
-    assert not problem and f"{status} come back later; the search begins" in warning
+    (warning,) = check_model(Settings())
+    assert f"{status} some_error: come back later; the search begins" in warning
 
 
 def test_a_network_that_is_down_does_not_end_the_start(api, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:1")
-    problem, (warning,) = check_model(Settings())
-    assert not problem and "Connection refused" in warning
+    (warning,) = check_model(Settings())
+    assert "Connection refused" in warning
 
 
 def test_a_model_that_anthropic_does_not_know_is_a_slip_there_only(api, monkeypatch):
-    _, (price, warning) = check_model(Settings(model="gpt-2"))
-    assert "says nothing of the model gpt-2 (404)" in warning and "no price" in price
-    monkeypatch.setattr("autoresearch.propose.model.base_url", lambda: "")
-    assert "the API knows no model 'gpt-2'" in check_model(Settings(model="gpt-2"))[0]
+    price, warning = check_model(Settings(model="gpt-2"))
+    assert "answered 404" in warning and "says nothing of gpt-2; going on" in warning and "no price" in price
+    monkeypatch.setattr("autoresearch.propose.api.base_url", lambda: "")
+    with pytest.raises(CannotPropose, match=r"answered 404 .* check the key, its credit and `model:`"):
+        check_model(Settings(model="gpt-2"))
 
 
 def test_a_server_that_has_only_messages(api, tmp_path, monkeypatch):
@@ -74,8 +77,8 @@ def test_a_server_that_has_only_messages(api, tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "local")
     settings = Settings(model="openai/gpt-oss:20b", effort=None, max_tokens=8000, prices=Prices(0, 0, 0, 0))
-    problem, (warning,) = check_model(settings)
-    assert not problem and "set `max_tokens:`" in warning and not LIMITS
+    (warning,) = check_model(settings)
+    assert "going on without" in warning
     api.replies[:] = [say(*GOOD)]
     proposal = propose_by_claude(make_context(tmp_path, settings=settings))
     body = api.requests[0]["body"]
