@@ -4,7 +4,6 @@ anthropic: a proposer. Claude reads what was tried, edits train.py with an edito
     python agent_loop.py propose                         # one real proposal, shown; nothing is trained
     python agent_loop.py --hours 48                      # the default proposer; needs ANTHROPIC_API_KEY
     python -m pytest tests/propose                       # against a local server that speaks the protocol
-    python benchmarks/scripted_researcher.py             # 40 experiments with a scripted model, as one transcript
 
 One conversation makes one experiment, and is continued where that experiment crashed by a slip. What it is shown is
 made in prompt.py, in an order that lets nearly all of it be read from the API's cache.
