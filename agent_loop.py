@@ -38,13 +38,13 @@ from git import GitCommandError
 from rich.live import Live
 
 from autoresearch.files import ROOT
+from autoresearch.judge.trust import keep_budget, load_measure
 from autoresearch.loop import limits
 from autoresearch.loop.decide import decide
 from autoresearch.loop.faults import take_fault
 from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
 from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.live import Drawing, announce, live_lines
-from autoresearch.loop.measure import keep_budget, load_measure
 from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
 from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, reload_program

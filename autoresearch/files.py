@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
 RECORD = "record.json"  # in a run's folder: what prepare_data saw of it; AUTORESEARCH_RECORD names it to the run
+GUARDED = "guard.json"  # in a run's folder: what the guard measured of it, written when nobody of the run is left
 GRAPH = ("graph.json", "tensors.bin")  # in a run's folder: the trained model, handed over to the scorer
 SHOWN_TO_RUNS = ("meta.json", "tokenizer.json", "train.bin")  # of the prepared data
 PACKED = ("tokenizer.json", "train.bin", "val.bin")  # of the prepared data: all that val_bpb depends on

@@ -46,7 +46,8 @@ class RunResult:
     seconds: float  # wall-clock, of the whole training process
     val_bpb: float = math.nan
     memory_gb: float = 0.0
-    summary: dict[str, float] = field(default_factory=dict)  # the lines after the final ---
+    printed: dict[str, float] = field(default_factory=dict)  # by the run: the lines after its final ---
+    measured: dict[str, float] = field(default_factory=dict)  # by the guard, the scorer and the loop
     error: str = ""  # one line: why there is no number
     tail: str = ""  # the last lines of the log
     losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
@@ -55,6 +56,17 @@ class RunResult:
     @property
     def slot_seconds(self) -> float:
         return self.seconds + self.extra_seconds
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """All that there is to show of it. No decision rests on what is in `printed` alone."""
+        return self.printed | self.measured
+
+
+def result_of(values: dict) -> RunResult:
+    """A result as a journal holds it; the version before had what was printed and what was measured in one."""
+    old = values.pop("summary", {})
+    return RunResult(**{"printed": old, "measured": old} | values)
 
 
 FRESH = ("confirm", "beside")  # purposes of runs on fresh seeds: of the best, and of the baseline on the same ones

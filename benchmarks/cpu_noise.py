@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from autoresearch.judge.measurement import elapsed, read_record
 from autoresearch.judge.noise import pooled_noise, seed_share
+from autoresearch.judge.trust import elapsed, read_record
 from autoresearch.nouns import Noise
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
@@ -44,7 +44,7 @@ def measure(source, seed, steps):
         noted = read_record(folder)
     if result.status != "ok" or not noted:
         return math.nan, 0, math.nan
-    return result.val_bpb, int(result.summary["num_steps"]), elapsed(noted, "clock_started", "evaluated", "cpu")
+    return result.val_bpb, int(result.printed["num_steps"]), elapsed(noted, "clock_started", "evaluated", "cpu")
 
 
 def series(name, source, seeds, steps=0):

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from autoresearch.judge.measurement import elapsed, read_record
+from autoresearch.judge.trust import elapsed, read_record
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
 

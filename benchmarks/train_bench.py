@@ -126,7 +126,7 @@ def train(source, budget, folder):
     result = run_training(set_budget(source, budget), folder, RunOptions("h100", 42, budget + 600, sandbox="off"))
     if result.status != "ok":
         raise RuntimeError(f"the training in {folder} failed: {result.error}\n{result.tail}")
-    return result.summary
+    return result.printed
 
 
 def measure(source, budget, folder):

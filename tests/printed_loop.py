@@ -26,9 +26,9 @@ def taking_the_printed(train):
     @functools.wraps(train)
     def train_and_take(*arguments, **options) -> RunResult:
         result = train(*arguments, **options)
-        if result.error != "it ended without evaluate_bpb()" or "val_bpb" not in result.summary:
+        if result.error != "it ended without evaluate_bpb()" or "val_bpb" not in result.printed:
             return result
-        return dataclasses.replace(result, status="ok", error="", val_bpb=result.summary["val_bpb"])
+        return dataclasses.replace(result, status="ok", error="", val_bpb=result.printed["val_bpb"])
 
     return train_and_take
 

@@ -6,7 +6,7 @@ and that it leaves network, processes and files alone, for those who have no bub
 allowed.
 
 This is no wall: a name that is put together at run time passes it. The number is guarded by the scorer, which runs none
-of train.py's code, and the budget by clocks outside the run (measurement.py).
+of train.py's code, and the budget by clocks outside the run (trust.py).
 """
 
 import ast

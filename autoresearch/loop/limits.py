@@ -34,7 +34,7 @@ def run_seconds(ledger: Ledger, time_budget: int) -> float:
 
 def seconds_if_tested(result: RunResult) -> float:
     """For how long a run takes its slot, or would if the test rows were scored, too: there are as many of them."""
-    return result.slot_seconds + (0.0 if "test_bpb" in result.summary else result.extra_seconds)
+    return result.slot_seconds + (0.0 if "test_bpb" in result.measured else result.extra_seconds)
 
 
 def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:

@@ -203,7 +203,7 @@ def recent_trainings(ledger: Ledger, count: int = 3) -> list[Training]:
     best, runs = ledger.best.number, ledger.runs_by_number
     last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-count:]
     first = [runs[number][0] for number in [best, *last] if number in runs]
-    return [Training(run.number, run.result.losses, run.result.summary) for run in first if run.result.losses]
+    return [Training(run.number, run.result.losses, run.result.facts) for run in first if run.result.losses]
 
 
 def crash_of(ledger: Ledger, crashed: Candidate) -> Crash:

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import math
 
+from autoresearch.judge.trust import believe, changed_measure
 from autoresearch.loop import limits
 from autoresearch.loop.decide import decide, look_again
 from autoresearch.loop.inflight import Candidate, Queue, Slot, Task, begin, next_waiting
-from autoresearch.loop.measure import believe, changed_measure
 from autoresearch.loop.session import Session
 from autoresearch.loop.slots import run_of, start_run
 from autoresearch.loop.verdicts import tokens_per_second
@@ -111,7 +111,7 @@ def slower_than_before(scale: str, ledger: Ledger, task: Task, result: RunResult
     if scale == "cpu" or result.status != "ok" or not same:
         return ""
     before, now = max(map(tokens_per_second, same)), tokens_per_second(result)
-    clock = result.summary.get("sm_clock_mhz", math.nan)
+    clock = result.measured.get("sm_clock_mhz", math.nan)
     said = f"seed {task.seed}, {now / 1e3:,.0f} k tokens/s after {before / 1e3:,.0f}, SM clock {clock:.0f} MHz"
     return said if now < (1 - SLOWER) * before else ""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from autoresearch.files import ROOT
-from autoresearch.loop.measure import Measure
+from autoresearch.judge.trust import Measure
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, note

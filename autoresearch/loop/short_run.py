@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.files import ROOT
-from autoresearch.judge import measurement
+from autoresearch.judge import trust
 from autoresearch.judge.static_check import audit_source
+from autoresearch.judge.trust import believe, load_measure
 from autoresearch.loop.inflight import Slot
-from autoresearch.loop.measure import believe, load_measure
 from autoresearch.nouns import RunResult
 from autoresearch.run import gpu, probe, sandbox
 from autoresearch.run.training import RunOptions, run_training
@@ -190,7 +190,6 @@ def training_lines(options: RunOptions, steps: int, seen: dict[str, Any], trial:
 
 def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], clocks: gpu.Clocks) -> Line:
     """Step time, tokens per second, MFU, memory, clock."""
-    summary = result.summary
     last = re.findall(r"\| (\d+\.\d) k tok/s", log)
     per_step = re.findall(r"\| (\d+) tokens per step", log)
     if not last or not per_step:
@@ -201,7 +200,7 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
         return Line(f"{steps} steps", "slow", text, mend)
     speed = 1000 * float(last[-1])
     facts = {"tokens_per_second": speed, "step_ms": 1000 * int(per_step[0]) / speed}
-    facts |= {"mfu_percent": summary.get("mfu_percent", math.nan), "peak_gb": result.memory_gb} | clocks.facts()
+    facts |= {"mfu_percent": result.printed.get("mfu_percent", math.nan), "peak_gb": result.memory_gb} | clocks.facts()
     text = f"{facts['step_ms']:.0f} ms a step, {speed / 1000:.1f} k tokens/s, "
     text += f"MFU {facts['mfu_percent']:.1f} %, " if seen.get("gpu") else ""
     text += f"peak memory {result.memory_gb:.1f} GB"
@@ -216,11 +215,11 @@ def overhead_line(result: RunResult, folder: Path, scale: str, trial: Trial) -> 
     """What a run takes besides its training, of it the scorer, which does all its work in a short run too."""
     import prepare_data
 
-    record = measurement.read_record(folder)
+    record = trust.read_record(folder)
     assert record, "believe() has seen it"
-    trained = measurement.elapsed(record, "clock_started", "evaluated", "wall")
+    trained = trust.elapsed(record, "clock_started", "evaluated", "wall")
     outside = result.slot_seconds - trained
-    pace = trained / result.summary["training_seconds"] if scale == "cpu" else 1.0  # of this machine's seconds
+    pace = trained / result.printed["training_seconds"] if scale == "cpu" else 1.0  # of this machine's seconds
     trial.run_seconds = prepare_data.TIME_BUDGET * pace + outside
     facts = {"overhead_seconds": outside, "evaluation_seconds": result.extra_seconds, "run_seconds": trial.run_seconds}
     text = f"{outside:.0f} s outside training, {result.extra_seconds:.0f} of them the scorer: "

@@ -10,8 +10,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from autoresearch.judge.trust import start_limit
 from autoresearch.loop.inflight import Slot, Task, Train
-from autoresearch.loop.measure import start_limit
 from autoresearch.loop.session import Session
 from autoresearch.nouns import FRESH, Run, RunResult
 from autoresearch.record.log import Log

@@ -21,7 +21,7 @@ import git
 from rich.console import Console
 
 from autoresearch.files import ROOT
-from autoresearch.loop.measure import check_scale
+from autoresearch.judge.trust import check_scale
 from autoresearch.loop.session import Options, Session, read_program
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault

@@ -26,14 +26,14 @@ from typing import Any
 from rich.live import Live
 
 from autoresearch.files import ROOT, append_line, replace_file
+from autoresearch.judge.trust import Measure, believe, changed_measure, keep_budget, load_measure
 from autoresearch.loop import limits
 from autoresearch.loop.inflight import Candidate, Slot, Task
 from autoresearch.loop.live import draw
-from autoresearch.loop.measure import Measure, believe, changed_measure, keep_budget, load_measure
 from autoresearch.loop.session import Session
 from autoresearch.loop.slots import make_slots, start_run
 from autoresearch.loop.start import check_data, check_session_arguments, locked, new_session
-from autoresearch.nouns import Proposal, RunResult
+from autoresearch.nouns import Proposal, RunResult, result_of
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import live_view, progress_parts
@@ -104,7 +104,7 @@ class Bench:
 
 def tested_mean(bench: Bench, trials: list[Trial]) -> float:
     """The mean over trials of what the test rows gave; nan where some were not scored on them."""
-    values = [bench.done[trial.key].summary.get("test_bpb", math.nan) for trial in trials]
+    values = [bench.done[trial.key].measured.get("test_bpb", math.nan) for trial in trials]
     return math.fsum(values) / len(values) if values else math.nan
 
 
@@ -164,7 +164,7 @@ def read_journal(bench: Bench) -> None:
         with contextlib.suppress(ValueError):
             event = json.loads(line)
             if event["event"] == "run":
-                bench.done[event["key"]] = RunResult(**event["result"])
+                bench.done[event["key"]] = result_of(event["result"])
             else:
                 bench.plans.append(event["plan"])
 

@@ -128,15 +128,15 @@ def row_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, noise: float)
         repairs=candidate.repairs,
         hypothesis=proposal.hypothesis,
         best=candidate.base,
-        steps=int(ended[-1].summary.get("num_steps", 0)) if ended else 0,
+        steps=int(ended[-1].printed.get("num_steps", 0)) if ended else 0,
         tokens_per_second=tokens_per_second(ended[-1]) if ended else math.nan,
     )
 
 
 def tokens_per_second(result: RunResult) -> float:
-    """Of a run's training; nan where its summary does not tell."""
-    tokens, seconds = (result.summary.get(name, math.nan) for name in ("total_tokens_M", "training_seconds"))
-    return 1e6 * tokens / seconds if seconds else math.nan
+    """Of a run's training: the tokens that were counted, over the seconds that it printed; nan where one is missing."""
+    seconds = result.printed.get("training_seconds", math.nan)
+    return 1e6 * result.measured.get("total_tokens_M", math.nan) / seconds if seconds else math.nan
 
 
 def message_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, row: Row) -> tuple[str, str]:
@@ -145,7 +145,7 @@ def message_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, row: Row)
     if verdict.status not in ("keep", "discard"):
         return f"{subject} ({verdict.status})", verdict.reason
     gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
-    values = attempt_runs(ledger, candidate)[-1].result.summary
+    values = attempt_runs(ledger, candidate)[-1].result.facts
     facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
     before = f"; best before {ledger.best.val_bpb:.6f}" if ledger.kept else ""
     return f"{subject} (val_bpb {row.val_bpb:.6f}{gain})", f"{verdict.status}: {verdict.reason}{before}\n{facts}"

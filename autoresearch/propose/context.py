@@ -28,7 +28,7 @@ class Training:
 
     number: int  # of the experiment
     losses: list[tuple[float, float]]  # (percent of the budget, training loss), about a dozen
-    summary: dict[str, float]  # what train.py printed after ---: num_steps, mfu_percent, peak_vram_mb, ...
+    facts: dict[str, float]  # what its run printed and what was measured: num_steps, mfu_percent, peak_vram_mb, ...
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 import git
 
 from autoresearch.files import ROOT, append_line, replace_file
-from autoresearch.nouns import FRESH, Run, RunResult, Runs, Usage
+from autoresearch.nouns import FRESH, Run, Runs, Usage, result_of
 from autoresearch.record.repository import (
     commit_file,
     commit_of,
@@ -177,7 +177,7 @@ class Ledger:
     def test_runs(self, number: int) -> Runs:
         """What the test rows gave, by seed, of an experiment's runs on the best's fresh seeds."""
         runs = [run for run in self.fresh_runs(number) if run.seed in self.confirming]
-        return {run.seed: run.result.summary["test_bpb"] for run in runs if "test_bpb" in run.result.summary}
+        return {run.seed: run.result.measured["test_bpb"] for run in runs if "test_bpb" in run.result.measured}
 
     def fresh_runs(self, number: int) -> list[Run]:
         """The runs of an experiment on fresh seeds that ended well."""
@@ -217,7 +217,7 @@ def take_in(ledger: Ledger, event: dict) -> None:
         ledger.failures.append(Failure(**event))
     elif kind == "run":
         own = {name: event.pop(name) for name in ("number", "seed", "purpose", "attempt")}
-        run = Run(result=RunResult(**event), **own, ended=at)
+        run = Run(result=result_of(event), **own, ended=at)
         ledger.runs.append(run)
         ledger.runs_by_number.setdefault(run.number, []).append(run)
     elif kind == "session":

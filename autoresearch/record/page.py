@@ -92,7 +92,7 @@ def loss_charts(ledger: Ledger) -> list[Markup]:
     """Training loss of baseline and best over time, steps and compute, as far as their runs told."""
     runs = [run for run in best_runs(ledger) if len(run.losses) > 2]
     seconds, steps, mfu = (
-        [run.summary.get(key, 0) for run in runs] for key in ("training_seconds", "num_steps", "mfu_percent")
+        [run.printed.get(key, 0) for run in runs] for key in ("training_seconds", "num_steps", "mfu_percent")
     )
     work = [share * time for share, time in zip(mfu, seconds, strict=True)]
     curves = [run.losses[1:] for run in runs]
@@ -141,8 +141,8 @@ def page_tables(ledger: Ledger, beliefs: Beliefs | None, status: dict) -> list[T
     failed = [[len(rows), kind, links(rows), reason] for (kind, reason), rows in causes.items()]
     failed_heads = [">times", "status", "experiments", "cause"]
     runs = best_runs(ledger) if len(best_runs(ledger)) == 2 else []
-    names = runs[1].summary if runs else ()
-    both = [[name, *(say("{:,g}", run.summary.get(name)) for run in runs)] for name in names]
+    names = runs[1].facts if runs else ()
+    both = [[name, *(say("{:,g}", run.facts.get(name)) for run in runs)] for name in names]
     missed = [[links([row]), f"{p:.2f}", f"{row.gain:+.6f}", f"{gain:+.6f}", row.description] for p, gain, row in near]
     near_heads = [">number", ">probability", ">measured", ">believed", "dropped, but may be truly better"]
     lost = [[each.after - 1, f"{each.cost:.2f}", f"{each.tokens:,}", each.reason] for each in ledger.failures]

@@ -96,6 +96,6 @@ class Clocks:
             self.asked = False
 
     def facts(self) -> dict[str, float]:
-        """What a run's summary gets."""
+        """The median of the clocks seen."""
         seen = [clock for clock in self.seen if math.isfinite(clock)]
         return {"sm_clock_mhz": statistics.median(seen)} if seen else {}

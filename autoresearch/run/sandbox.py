@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autoresearch.files import ROOT, SHOWN_TO_RUNS, data_root
+from autoresearch.files import GUARDED, ROOT, SHOWN_TO_RUNS, data_root
 from autoresearch.guard import GB, folder_use
 from autoresearch.process import under_guard
 from autoresearch.settings import SANDBOX_MODES
@@ -205,7 +205,7 @@ def command_line(
     if problem := mode_problem(mode):
         raise RuntimeError(problem)
     make_folders([folder / "tmp", *cache_folders(caches)])
-    plan = limits | {"folder": str(folder), "caches": str(caches)}
+    plan = limits | {"folder": str(folder), "caches": str(caches), "measured": str(folder / GUARDED)}
     inside = bubblewrap(folder, shown, caches) if mode != "off" and not bubblewrap_problem() else []
     return under_guard([*inside, *command], grace, plan)
 

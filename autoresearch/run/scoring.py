@@ -138,8 +138,7 @@ def scored(
     if "refused" in said:
         return replace(result, status="invalid", error=said["refused"])
     numbers = {name: said[name] for name in ("val_bpb", "test_bpb", "pace_seconds") if name in said}
-    summary = {name: value for name, value in result.summary.items() if name != "test_bpb"}  # printed by whom?
-    return replace(result, val_bpb=said["val_bpb"], summary=summary | numbers)
+    return replace(result, val_bpb=said["val_bpb"], measured=result.measured | numbers)
 
 
 def score_once(folder: Path, scale: str) -> float:

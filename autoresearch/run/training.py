@@ -6,6 +6,7 @@ whole process group is gone when run_process() returns. Its environment holds wh
 sandbox.py decides what else it may see, write and use up.
 """
 
+import json
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoresearch.files import GRAPH, RECORD, ROOT
+from autoresearch.files import GRAPH, GUARDED, RECORD, ROOT
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, Ended, run_process
 from autoresearch.run import gpu, sandbox
@@ -139,7 +140,7 @@ def run_training(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sandbox.tidy(folder)  # of an earlier run, whose loop was killed
-    for name in (*GRAPH, RECORD):
+    for name in (*GRAPH, GUARDED, RECORD):
         (folder / name).unlink(missing_ok=True)
     (folder / "train.py").write_text(source)
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
@@ -175,13 +176,16 @@ def run_training(
         result = replace(result, status="crash", error=error)
     if result.status != "again":
         sandbox.remove_own_caches(folder)
-    return replace(result, summary=result.summary | clocks.facts())
+    guarded = folder / GUARDED
+    measured = json.loads(guarded.read_text()) if guarded.is_file() else {}
+    guarded.unlink(missing_ok=True)
+    return replace(result, measured=measured | clocks.facts())
 
 
 def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
     """What a training's end and log say."""
-    summary, tail = parse_summary(ended.tail), last_lines(ended.tail)
-    result = RunResult("ok", ended.seconds, summary=summary, tail=tail, losses=parse_losses(log))
+    printed, tail = parse_summary(ended.tail), last_lines(ended.tail)
+    result = RunResult("ok", ended.seconds, printed=printed, tail=tail, losses=parse_losses(log))
     if ended.how == "timeout":
         return replace(result, status="timeout", error=f"killed after {kill_after:.0f} s")
     if ended.how == "stopped":
@@ -190,4 +194,4 @@ def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
         return replace(result, status="again", error="it asked for another start")
     if ended.code != 0:
         return replace(result, status="crash", error=find_error(tail), tail=traceback_in(ended.tail) or tail)
-    return replace(result, memory_gb=summary.get("peak_vram_mb", 0.0) / 1024)
+    return replace(result, memory_gb=printed.get("peak_vram_mb", 0.0) / 1024)

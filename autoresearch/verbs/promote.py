@@ -16,8 +16,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoresearch.judge.trust import Measure, expected_of
 from autoresearch.loop.knowledge import knowledge
-from autoresearch.loop.measure import Measure, expected_of
 from autoresearch.loop.start import add_slots
 from autoresearch.loop.trials import (
     Bench,
@@ -112,7 +112,7 @@ def horizon_by_tokens(bench: Bench, arms: Arms, seed: int) -> int:
         result = bench.done[trial.key]
         if result.status != "ok":
             fail(f"{trial.what}: {result.status}, {result.error}; see {bench.folder / trial.key}")
-        facts = result.summary
+        facts = result.facts
         if not all(facts.get(name, 0) > 0 for name in ("total_tokens_M", "num_params_M", "training_seconds")):
             fail("train.py prints no total_tokens_M, num_params_M and training_seconds; give --budget SECONDS")
         ratios.append(facts["total_tokens_M"] / facts["num_params_M"] / facts["training_seconds"])
@@ -247,8 +247,8 @@ def split_of(promotion: Promotion, points: Points, found: target.TimeToTarget | 
     tokens, seconds = {}, {}
     for arm, budget in (("baseline", promotion.horizon), ("best", near)):
         results = promotion.results(arm, budget)
-        tokens[arm] = sum(result.summary.get("total_tokens_M", 0.0) for result in results)
-        seconds[arm] = sum(result.summary.get("training_seconds", 0.0) for result in results)
+        tokens[arm] = sum(result.measured.get("total_tokens_M", 0.0) for result in results)
+        seconds[arm] = sum(result.printed.get("training_seconds", 0.0) for result in results)
     if not all(tokens.values()) or not all(seconds.values()):
         return None
     cost = (seconds["best"] / tokens["best"]) / (seconds["baseline"] / tokens["baseline"])
@@ -263,7 +263,7 @@ def curves_of(promotion: Promotion, points: Points, found: target.TimeToTarget |
     curves = []
     for arm, budget in wanted:
         result = promotion.results(arm, budget)[0]
-        facts = {name: result.summary.get(name, 0.0) for name in ("training_seconds", "num_steps", "mfu_percent")}
+        facts = {name: result.printed.get(name, 0.0) for name in ("training_seconds", "num_steps", "mfu_percent")}
         curves.append({"arm": arm, "budget": budget, "losses": result.losses} | facts)
     return curves
 

@@ -25,14 +25,14 @@ from patches import HONEST, ROOT, SOURCE, apply_patch, cheats, expectations, rea
 
 import prepare_data
 from autoresearch.files import GRAPH, RECORD
-from autoresearch.judge import measurement, scorer
-from autoresearch.judge.measurement import check_result
+from autoresearch.judge import scorer, trust
+from autoresearch.judge.trust import check_result
 from autoresearch.process import LOG_LIMIT, Ended
 from autoresearch.run import sandbox, training
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions, run_training
 
-LIMITS = replace(measurement.LIMITS["cpu"], slack=0.3, start=2.0)
+LIMITS = replace(trust.LIMITS["cpu"], slack=0.3, start=2.0)
 LEFT = ["record.json", "run.log", "train.py"]
 torch.set_num_threads(1)  # before this process forks
 
@@ -59,7 +59,7 @@ def small(prepared, tmp_path_factory):
 @pytest.fixture
 def expected(small, monkeypatch):
     monkeypatch.setattr(prepare_data, "DATA_DIR", small / "cpu")
-    return measurement.measure_expected()
+    return trust.measure_expected()
 
 
 def child(folder, module_folder, environment):
@@ -122,8 +122,8 @@ def train(small, scored, tmp_path_factory):
             status = "crash" if "none" in said else "invalid"
             result = replace(result, status=status, error=said.get("none") or said["refused"])
         cpu_seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-        result = replace(result, val_bpb=said.get("val_bpb", math.nan), summary={"cpu_seconds": cpu_seconds})
-        return result, measurement.read_record(folder)
+        result = replace(result, val_bpb=said.get("val_bpb", math.nan), measured={"cpu_seconds": cpu_seconds})
+        return result, trust.read_record(folder)
 
     return train_source
 
@@ -143,8 +143,8 @@ def by_the_clock(train):
 def at_most(expected, run):
     """What is expected of a run of a second, after that of the baseline."""
     result, record = run
-    usual = {"before_clock": measurement.before_clock(record, result.seconds, "cpu")}
-    return expected | {"time_budget": 1, "cpu_seconds": result.summary["cpu_seconds"]} | usual
+    usual = {"before_clock": trust.before_clock(record, result.seconds, "cpu")}
+    return expected | {"time_budget": 1, "cpu_seconds": result.measured["cpu_seconds"]} | usual
 
 
 @pytest.mark.slow
@@ -268,4 +268,4 @@ def test_a_real_run_is_believed(small, expected, mode, tmp_path, monkeypatch):
         result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, mode), scorer=own)
     assert result.status == "ok", result.tail
     assert 1 < result.val_bpb < 4 and sorted(path.name for path in (tmp_path / "run").iterdir()) == LEFT
-    assert check_result(result, measurement.read_record(tmp_path / "run"), expected, measurement.LIMITS["cpu"]) == ""
+    assert check_result(result, trust.read_record(tmp_path / "run"), expected, trust.LIMITS["cpu"]) == ""

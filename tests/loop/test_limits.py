@@ -23,7 +23,7 @@ def test_a_run_takes_its_first_start_and_its_scoring_too():
     assert run_seconds(ledger_of(RunResult("ok", 13.0)), 20) == pytest.approx(1.05 * 13)
     scored = RunResult("ok", 13.0, 1.6, extra_seconds=2.0)
     assert run_seconds(ledger_of(scored), 20) == pytest.approx(1.05 * 17), "13 s, and 2 s each for val and test rows"
-    tested = RunResult("ok", 13.0, 1.6, summary=TESTED, extra_seconds=4.0)
+    tested = RunResult("ok", 13.0, 1.6, measured=TESTED, extra_seconds=4.0)
     assert run_seconds(ledger_of(tested, purpose="confirm"), 20) == pytest.approx(1.05 * 17)
     assert run_seconds(ledger_of(scored, *[RunResult("ok", 12.0)] * 5), 20) == pytest.approx(1.05 * 12), "long ago"
     assert run_seconds(ledger_of(scored, RunResult("timeout", 200.0)), 20) == pytest.approx(1.05 * 17)

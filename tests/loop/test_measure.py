@@ -4,7 +4,7 @@ import json
 
 from loop_helpers import STUB_RECORD
 
-from autoresearch.loop.measure import Measure, believe
+from autoresearch.judge.trust import Measure, believe
 from autoresearch.nouns import RunResult
 
 
@@ -13,7 +13,7 @@ def test_the_baseline_tells_what_an_honest_run_takes(tmp_path):
     measure = Measure(tmp_path / "measure.json", "cpu", expected, {})
     (tmp_path / "record.json").write_text(json.dumps(STUB_RECORD))
     for factor in (1, 1.2):  # the second run, a slower one, is believed too, and changes nothing
-        summary = {"cpu_seconds": 24.0 * factor, "pace_seconds": 0.003 * factor}
-        assert believe(measure, RunResult("ok", 30.0, 2.0, summary=summary), tmp_path).status == "ok"
+        measured = {"cpu_seconds": 24.0 * factor, "pace_seconds": 0.003 * factor}
+        assert believe(measure, RunResult("ok", 30.0, 2.0, measured=measured), tmp_path).status == "ok"
         known = json.loads(measure.path.read_text())["expected"]
         assert (known["cpu_seconds"], known["pace_seconds"]) == (24.0, 0.003)

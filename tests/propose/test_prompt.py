@@ -69,8 +69,8 @@ def test_log_text_is_cleaned_cut_and_fenced():
 def test_the_prompt_holds_all_that_is_known(api, tmp_path):
     notebook = tmp_path / "notebook.md"
     notebook.write_text("wider is better")
-    summary = {"num_steps": 953, "mfu_percent": 39.8, "peak_vram_mb": 45060, "total_tokens_M": 499.6}
-    training = Training(3, [(0.0, 9.0), (50.0, 3.25)], summary | {"training_seconds": 300.0})
+    facts = {"num_steps": 953, "mfu_percent": 39.8, "peak_vram_mb": 45060, "total_tokens_M": 499.6}
+    training = Training(3, [(0.0, 9.0), (50.0, 3.25)], facts | {"training_seconds": 300.0})
     context = make_context(
         tmp_path,
         rows=make_rows(8, kept=(0, 3)),

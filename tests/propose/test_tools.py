@@ -203,7 +203,7 @@ def test_a_refusal_of_the_scorer_comes_back_before_it_costs_a_run(api, tmp_path)
     """Also where the training itself went well, with its summary; the same text may be submitted all the same."""
     api.replies[:] = [say(*GOOD), say(submit("as it is"))]
     refused = RunResult(
-        "invalid", 9.0, error="not causal: losses change", summary={"num_steps": 2.0}, tail="num_steps: 2"
+        "invalid", 9.0, error="not causal: losses change", printed={"num_steps": 2.0}, tail="num_steps: 2"
     )
     assert "LEVEL" in propose_by_claude(make_context(tmp_path, check=lambda source: refused)).source
     is_error, told = results_of(api.requests[1])[-1]

@@ -72,10 +72,10 @@ def journal_lines(rows: list[Row]) -> str:
                 session | {"at": at - 335, "deadline": at + 1e6, "experiments": 9999, "proposer": "anthropic"}
             )
         status = "ok" if row.val_bpb else row.status
-        summary = {"training_seconds": 300.1, "num_steps": row.steps or 900, "mfu_percent": 39.5} if row.val_bpb else {}
+        printed = {"training_seconds": 300.1, "num_steps": row.steps or 900, "mfu_percent": 39.5} if row.val_bpb else {}
         losses = [(8.0 * n, 9.0 / n) for n in range(1, 13)]
         run = {"event": "run", "at": at, "number": row.number, "purpose": "judge", "attempt": 0, "status": status}
-        run |= {"seconds": 330.0, "val_bpb": row.val_bpb or math.nan, "summary": summary, "losses": losses}
+        run |= {"seconds": 330.0, "val_bpb": row.val_bpb or math.nan, "printed": printed, "losses": losses}
         events.append(run | {"seed": 42, "tail": "" if row.val_bpb else "Traceback\n" * 100})
         if row.number % 20 == 9:
             failed = {"event": "failed", "at": at + 5, "after": row.number + 1, "reason": f"no edit: {ODD[1]}"}

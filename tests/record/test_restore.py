@@ -1,5 +1,6 @@
 """Coming back to a search: what a kill left half done, and what another search or a clone left on its branch."""
 
+import git as git_module
 import pytest
 from loop_helpers import (
     STUB,
@@ -14,7 +15,8 @@ from loop_helpers import (
 )
 from rich.console import Console
 
-from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, write_result
+from autoresearch.files import ROOT
+from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, read_journal, write_result
 from autoresearch.record.log import Log
 from autoresearch.record.reading import read_search
 from autoresearch.record.repository import open_repository
@@ -84,3 +86,11 @@ def test_the_best_is_what_was_kept_last_whatever_the_clock_said(search, monkeypa
     assert [row.number for row in found.rows] == [0, 1, 2]
     ledger.results.unlink()
     assert [row.number for row in search().rows] == [0, 1, 2]
+
+
+def test_a_journal_of_the_version_before_is_read():
+    """It had what was printed and what was measured in one, `summary`."""
+    ledger = Ledger(git_module.Git(), "t")
+    read_journal(ledger, ROOT / "docs/example/journal.jsonl")
+    scored = [run.result for run in ledger.runs if run.purpose == "confirm" and run.result.status == "ok"]
+    assert scored and all(run.measured["test_bpb"] > 1 and run.printed["num_steps"] > 100 for run in scored)

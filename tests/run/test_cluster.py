@@ -19,7 +19,7 @@ from loop_helpers import ROOT, STUB, append, check_invariants, make_repository, 
 
 import prepare_data
 from autoresearch.files import RECORD
-from autoresearch.judge import measurement
+from autoresearch.judge import trust
 from autoresearch.run import cluster
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions
@@ -91,7 +91,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 def ended(result) -> bool:
     """Whether a run of the stub came to its end: it has no model to hand over, so that is a crash."""
-    return (result.error, result.summary.get("val_bpb")) == ("it ended without evaluate_bpb()", 2.0)
+    return (result.error, result.printed.get("val_bpb")) == ("it ended without evaluate_bpb()", 2.0)
 
 
 def sleeper(nap: str) -> str:
@@ -104,20 +104,20 @@ def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
     with contextlib.closing(Scorer()) as scorer:
         here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 60), scorer=scorer)
     there = run(source)
-    assert there.summary.pop("cpu_seconds") > 0 and here.summary.pop("cpu_seconds") > 0
+    assert there.measured.pop("cpu_seconds") > 0 and here.measured.pop("cpu_seconds") > 0
     same = {"seconds": 0, "extra_seconds": 0, "tail": "", "val_bpb": 0}  # of a stub, which has no model: NaN
     assert dataclasses.replace(there, **same) == dataclasses.replace(here, **same)
     for name in ("train.py", "run.log"):
-        texts = [(tmp_path / place / name).read_text().partition("cpu_seconds")[0] for place in ("run", "here")]
+        texts = [(tmp_path / place / name).read_text() for place in ("run", "here")]
         assert texts[0] == texts[1]
 
 
 def test_a_training_on_a_node_is_scored_and_believed(run, tmp_path):
     shown = []
     result = run((ROOT / "train.py").read_text(), kill_after=120, on_progress=shown.append)
-    record, expected = measurement.read_record(tmp_path / "run"), measurement.measure_expected()
-    assert (result.status, result.summary["num_steps"]) == ("ok", 2), result.error
-    assert measurement.check_result(result, record, expected, measurement.LIMITS["cpu"]) == ""
+    record, expected = trust.read_record(tmp_path / "run"), trust.measure_expected()
+    assert (result.status, result.printed["num_steps"]) == ("ok", 2), result.error
+    assert trust.check_result(result, record, expected, trust.LIMITS["cpu"]) == ""
     assert shown[0] == "waiting for a node"
 
 

@@ -90,7 +90,7 @@ def test_a_run_looks_at_the_clock_of_its_slots_gpu(nvidia_smi, tmp_path, monkeyp
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     for slot, name in (({"CUDA_VISIBLE_DEVICES": "5"}, "5"), ({}, "3")):
         result = run_training(GOOD, tmp_path / "run", RunOptions("h100", 7, 60, "off", environment=slot))
-        assert result.summary["sm_clock_mhz"] == 1755
+        assert result.measured["sm_clock_mhz"] == 1755
         assert asked.read_text().splitlines()[-1].startswith(f"-i {name} ")
 
 

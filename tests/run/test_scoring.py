@@ -82,9 +82,9 @@ def test_the_time_of_a_slot_is_known_with_first_start_and_scoring(monkeypatch, t
 
 def test_the_pace_of_the_machine_is_the_scorers_whatever_a_run_prints(scorer, tmp_path):
     prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
-    printed = RunResult("ok", 1.0, summary={"pace_seconds": 1e6, "cpu_seconds": 1.0})
-    summary = scored(printed, tmp_path, OPTIONS, lambda: False, scorer).summary
-    assert 0 < summary["pace_seconds"] < 1 and summary["cpu_seconds"] == 1.0
+    result = RunResult("ok", 1.0, printed={"pace_seconds": 1e6, "test_bpb": 0.1}, measured={"cpu_seconds": 1.0})
+    measured = scored(result, tmp_path, OPTIONS, lambda: False, scorer).measured
+    assert 0 < measured["pace_seconds"] < 1 and measured["cpu_seconds"] == 1.0 and "test_bpb" not in measured
 
 
 def test_a_run_that_always_asks_for_another_start_crashes(scorer, tmp_path):

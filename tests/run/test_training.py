@@ -33,7 +33,7 @@ def nap() -> str:
 
 def test_a_number_comes_back(run):
     result = run("print('noise\\n---\\nval_bpb: 9\\n' + 'x' * 100)\n" + GOOD)
-    assert (result.status, result.summary["val_bpb"], result.memory_gb) == ("ok", 1.5, 1.0)
+    assert (result.status, result.printed["val_bpb"], result.memory_gb) == ("ok", 1.5, 1.0)
     assert math.isnan(result.val_bpb)  # what a run prints is not its number
 
 
@@ -45,8 +45,16 @@ def test_a_crash_names_its_exception(run, tmp_path):
 
 
 def test_the_guard_measures_the_cpu_time_whatever_is_printed(run):
-    result = run("import time\nwhile time.process_time() < 1: pass\n" + GOOD + "print('cpu_seconds: 0.1', end='')")
-    assert 1 <= result.summary["cpu_seconds"] < 3
+    work = "import time\nwhile time.process_time() < 1: pass\n"
+    forged = """open('guard.json', 'w').write('{"cpu_seconds": 0.1}')\n"""
+    result = run(work + forged + GOOD + "print('cpu_seconds: 0.1', end='')")
+    assert 1 <= result.measured["cpu_seconds"] < 3 and result.printed["cpu_seconds"] == 0.1
+
+
+def test_the_guard_writes_through_no_link_of_the_run(run, tmp_path):
+    (tmp_path / "outside").write_text("precious")
+    result = run(f"import os\nos.symlink('{tmp_path}/outside', 'guard.json')\n" + GOOD)
+    assert result.measured["cpu_seconds"] > 0 and (tmp_path / "outside").read_text() == "precious"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -64,7 +72,7 @@ if os.fork() == 0:
 os.close(end)
 os.read(alive, 1)
 """
-    assert 1 <= run(source + GOOD).summary["cpu_seconds"] < 3
+    assert 1 <= run(source + GOOD).measured["cpu_seconds"] < 3
 
 
 def test_a_number_printed_before_a_failure_does_not_count(run):
@@ -111,7 +119,7 @@ def test_a_log_has_a_limit_and_keeps_its_end(run, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "LOG_LIMIT", 100_000)
     result = run("for i in range(100_000): print('spam', i)\n" + GOOD)
     log = (tmp_path / "run/run.log").read_text()
-    assert result.summary["val_bpb"] == 1.5
+    assert result.printed["val_bpb"] == 1.5
     assert len(log) < 100_000 + process.TAIL + 200
     assert log.startswith("spam 0\n") and "[... cut: " in log and "val_bpb: 1.5" in log
 

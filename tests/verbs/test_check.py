@@ -200,7 +200,7 @@ def test_the_probe_sees_more_without_the_sandbox(prepared, tmp_path, monkeypatch
 
 
 def test_memory_that_is_nearly_full_is_said():
-    result = short_run.RunResult("ok", 30.0, 1.0, memory_gb=75.0, summary={"mfu_percent": 41.0})
+    result = short_run.RunResult("ok", 30.0, 1.0, memory_gb=75.0, printed={"mfu_percent": 41.0})
     log = "| 262144 tokens per step, 2 passes |\n\rstep 20 | 100.0 % | loss 5.0 | 1600.5 k tok/s | mfu 41.0 % |"
     line = short_run.speed_line(log, result, 20, SEEN, gpu.Clocks(seen=[1700.0, 1755.0]))
     assert line.state == "slow" and "164 ms a step, 1600.5 k tokens/s, MFU 41.0 %" in line.text

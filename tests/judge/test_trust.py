@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from autoresearch.files import RECORD
-from autoresearch.judge import measurement
-from autoresearch.judge.measurement import check_integrity, check_result
+from autoresearch.judge import trust
+from autoresearch.judge.trust import check_integrity, check_result
 from autoresearch.nouns import RunResult
 
 # -----------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def honest():
     record = {name: {"cpu": at, "paced": at, "wall": at + 100, "batches": 4} for name, at in moments.items()}
     record |= {"batches": 204, "training_tokens": 1000}
     expected = {"lowest_bpb": 0.5, "time_budget": 20, "clock": "paced", "before_clock": 4.2, "cpu_seconds": 24.0}
-    return [RunResult("ok", 30.0, 2.0, summary={"cpu_seconds": 26.0}), record, expected]
+    return [RunResult("ok", 30.0, 2.0, measured={"cpu_seconds": 26.0}), record, expected]
 
 
 def verdict(honest, scale="cpu", **changes):
@@ -40,7 +40,7 @@ def verdict(honest, scale="cpu", **changes):
             for key in path[:-1]:
                 place = place[key]
             place[path[-1]] = value
-    return check_result(*parts.values(), measurement.LIMITS[scale])
+    return check_result(*parts.values(), trust.LIMITS[scale])
 
 
 def test_honest_numbers_pass(honest):
@@ -63,8 +63,8 @@ def test_honest_numbers_pass(honest):
         ({"record__finished__paced": 26.0}, "took 1.9 s to hand the model over; 1.5 s are allowed"),
         ({"result__seconds": 20.0}, "ahead of the loop's"),
         ({"expected__before_clock": -10.0}, "4 s of work before the clock started"),
-        ({"result__summary": {"cpu_seconds": 40.0}}, "40.0 s of CPU time; the baseline 24.0 s"),
-        ({"result__summary": {}}, "its clock was slow"),
+        ({"result__measured": {"cpu_seconds": 40.0}}, "40.0 s of CPU time; the baseline 24.0 s"),
+        ({"result__measured": {}}, "its clock was slow"),
         (
             {"scale": "h100", "expected__clock": "wall", "result__seconds": 90.0},
             "69 s of work before the clock started; the baseline needed 4 s",
@@ -83,25 +83,25 @@ def test_what_makes_a_number_invalid(honest, changes, words):
 def test_on_a_core_that_became_slower_the_same_work_takes_more_cpu_time(honest):
     """As the scorer saw it: 1.4 times 24 s and a second are allowed at the baseline's pace."""
     worked = {"cpu_seconds": 40.0}
-    assert verdict(honest, expected__pace_seconds=0.003, result__summary=worked | {"pace_seconds": 0.004}) == ""
+    assert verdict(honest, expected__pace_seconds=0.003, result__measured=worked | {"pace_seconds": 0.004}) == ""
     for pace in (0.003, 0.001, None):  # a faster one takes nothing off, and where it is not known nothing is added
-        assert "its clock was slow" in verdict(honest, result__summary=worked | {"pace_seconds": pace})
-    assert "slow" in verdict(honest, expected__pace_seconds=None, result__summary=worked | {"pace_seconds": 0.004})
+        assert "its clock was slow" in verdict(honest, result__measured=worked | {"pace_seconds": pace})
+    assert "slow" in verdict(honest, expected__pace_seconds=None, result__measured=worked | {"pace_seconds": 0.004})
     assert (
-        verdict(honest, expected__pace_seconds=0.003, result__summary={"cpu_seconds": 34.0, "pace_seconds": 0.001})
+        verdict(honest, expected__pace_seconds=0.003, result__measured={"cpu_seconds": 34.0, "pace_seconds": 0.001})
         == ""
     )
 
 
 def test_tokens_are_those_of_the_batches_since_the_clock_started(honest):
-    assert measurement.trained_tokens(honest[1]) == pytest.approx(1000 * 200 / 204)
+    assert trust.trained_tokens(honest[1]) == pytest.approx(1000 * 200 / 204)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}\n", '{"val_bpb": 1}', "\xff"])
 def test_a_record_that_is_none(tmp_path, text):
-    assert measurement.read_record(tmp_path) is None
+    assert trust.read_record(tmp_path) is None
     (tmp_path / RECORD).write_text(text, encoding="latin-1")
-    assert measurement.read_record(tmp_path) is None
+    assert trust.read_record(tmp_path) is None
 
 
 # -----------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_integrity(tmp_path):
     paths = [tmp_path / name for name in ("a", "b")]
     for path in paths:
         path.write_text("text")
-    expected = json.loads(json.dumps(measurement.measure_files(paths)))
+    expected = json.loads(json.dumps(trust.measure_files(paths)))
     assert check_integrity(paths, expected) == ""
     os.utime(paths[0], (0, 0))  # touched: hashed again, and the same
     assert check_integrity(paths, expected) == ""
@@ -125,8 +125,8 @@ def test_integrity(tmp_path):
 
 def test_fingerprint(prepared, tmp_path):
     copy = shutil.copytree(prepared, tmp_path / "cpu")
-    assert measurement.check_fingerprint(copy) == ""
+    assert trust.check_fingerprint(copy) == ""
     with open(copy / "val.bin", "r+b") as file:
         file.write(b"1234")
-    assert "is not what meta.json says" in measurement.check_fingerprint(copy)
-    assert measurement.protected_files(copy)[0].name == "prepare_data.py"
+    assert "is not what meta.json says" in trust.check_fingerprint(copy)
+    assert trust.protected_files(copy)[0].name == "prepare_data.py"

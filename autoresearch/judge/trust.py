@@ -1,28 +1,121 @@
 """
-After a run, is its number worth believing? And before it: are evaluator and data still what they were?
+What a search is measured with, and is the number of a run worth believing?
 
+    load_measure(...), believe(...)    what the runs of a search are held against, and a result as far as it is believed
     check_result(...)                  do the record of a run and the clocks outside it say that the budget was kept?
     check_integrity(paths, expected)   are prepare_data.py and the prepared files the same as when the search began?
 
-Each returns "" or one line that says why not. The number itself comes from the scorer (scorer.py).
+Each check returns "" or one line that says why not. The number itself comes from the scorer (scorer.py).
 """
 
 import json
 import lzma
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from autoresearch.files import DATA_FILES, RECORD, ROOT, file_hash, fingerprint, stamp
+from autoresearch.files import DATA_FILES, RECORD, ROOT, data_root, file_hash, fingerprint, replace_file, stamp
 from autoresearch.judge.noise import plausible
 from autoresearch.nouns import RunResult
+from autoresearch.text import fail
 
 if TYPE_CHECKING:  # prepare_data is imported where it is used: it reads the environment then
     from prepare_data import Tokenizer
+
+# -----------------------------------------------------------------------------
+# Of a search
+
+
+@dataclass
+class Measure:
+    """measure.json of a search."""
+
+    path: Path
+    scale: str
+    expected: dict[str, Any]  # of every honest run
+    files: dict[str, list]  # evaluator and data, and what they were when the search began
+
+
+def load_measure(folder: Path, scale: str) -> Measure:
+    """What the first session of a search wrote down, or wrote down now. Ends the program if the data are damaged."""
+    data, path = data_root() / scale, folder / "measure.json"
+    if problem := check_fingerprint(data):
+        fail(problem)
+    if path.exists():
+        measure = Measure(path, scale, **json.loads(path.read_text()))
+        check_budget(measure, folder.name)
+        return measure
+    files = measure_files(protected_files(data))
+    measure = Measure(path, scale, measure_expected(), files)
+    save_measure(measure)
+    return measure
+
+
+def expected_of(folder: Path) -> dict[str, Any]:
+    """What the search in a folder expects of its runs; {} where none was begun."""
+    path = folder / "measure.json"
+    return json.loads(path.read_text())["expected"] if path.exists() else {}
+
+
+def keep_budget(folder: Path) -> None:
+    """Have a search's runs train as long as they did, like the demo's, where the user names no time.
+
+    It has to be asked before prepare_data.py is imported, which reads the variable.
+    """
+    if budget := expected_of(folder).get("time_budget"):
+        os.environ.setdefault("AUTORESEARCH_BUDGET", str(budget))
+
+
+def check_scale(folder: Path, scale: str) -> None:
+    """End the program where the search in a folder is of another scale: no numbers would compare."""
+    before = {"paced": "cpu", "wall": "h100"}.get(expected_of(folder).get("clock", ""), scale)
+    if before != scale:
+        mend = f"set AUTORESEARCH_SCALE={before}, or start another --tag"
+        fail(f"the search {folder.name} is of scale {before}, not {scale}; {mend}")
+
+
+def check_budget(measure: Measure, tag: str) -> None:
+    """End the program where this session would train for another time than the search did: no numbers would compare."""
+    before, now = measure.expected["time_budget"], time_budget()
+    if before and now and before != now:  # 0: by steps
+        mend = f"AUTORESEARCH_BUDGET={before}, or start another --tag"
+        fail(f"the runs of search {tag} train for {before} s, not {now} s; {mend}")
+
+
+def save_measure(measure: Measure) -> None:
+    replace_file(measure.path, json.dumps({"expected": measure.expected, "files": measure.files}, indent=1))
+
+
+def changed_measure(measure: Measure) -> str:
+    """Why numbers would not compare any more with those before, or "": evaluator or data are not what they were."""
+    problem = check_integrity([Path(path) for path in measure.files], measure.files)
+    return f"{problem}; undo that, or start another --tag" if problem else ""
+
+
+def start_limit(measure: Measure) -> float:
+    """Seconds before the clock starts, after which a run is to begin again on the compile cache that it filled."""
+    return longest_start(measure.expected, LIMITS[measure.scale])
+
+
+def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
+    """A good result as it is, or as invalid with the reason why it is not believed."""
+    record, expected = read_record(folder), measure.expected
+    if record and (tokens := trained_tokens(record)):  # what is printed has one decimal of a million
+        result = replace(result, measured=result.measured | {"total_tokens_M": tokens / 1e6})
+    reason = check_result(result, record, expected, LIMITS[measure.scale])
+    if record is None or reason:
+        return replace(result, status="invalid", error=reason)
+    if expected["before_clock"] is None:  # the baseline's: what start and training take here
+        expected["before_clock"] = before_clock(record, result.seconds, expected["clock"])
+        expected |= {name: result.measured.get(name) for name in ("cpu_seconds", "pace_seconds")}
+        save_measure(measure)
+    return result
+
 
 # -----------------------------------------------------------------------------
 # The result of a run
@@ -125,7 +218,7 @@ def slower(result: RunResult, expected: dict) -> float:
 
     A core is slower when it is hot, on battery, or shared with more runs; another node of a cluster may be.
     """
-    now, then = result.summary.get("pace_seconds"), expected.get("pace_seconds")
+    now, then = result.measured.get("pace_seconds"), expected.get("pace_seconds")
     return max(1.0, now / then) if now and then else 1.0
 
 
@@ -162,7 +255,7 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
     needed = before_clock(record, result.seconds, kind)
     if usual is not None and needed > longest_start(expected, limits):
         yield f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
-    worked, normal = result.summary.get("cpu_seconds", math.inf), expected["cpu_seconds"]
+    worked, normal = result.measured.get("cpu_seconds", math.inf), expected["cpu_seconds"]
     allowed = MORE_WORK * (normal or math.inf) * slower(result, expected) + limits.slack
     if budget and kind != "wall" and worked > allowed:
         yield f"it took {worked:.1f} s of CPU time; the baseline {normal:.1f} s: its clock was slow"
