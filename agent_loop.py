@@ -34,7 +34,6 @@ import sys
 import time
 from queue import Empty
 
-from git import GitCommandError
 from rich.live import Live
 
 from autoresearch.files import ROOT
@@ -49,12 +48,12 @@ from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
 from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, reload_program
 from autoresearch.loop.slots import make_slots
-from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session
+from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger, commit_results, keep_table, note
 from autoresearch.record.lines import live_view, results_message, summary
-from autoresearch.record.repository import STOP_SIGNALS, clear_stale_locks, open_repository
+from autoresearch.record.repository import STOP_SIGNALS, GitError, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.text import fail, one_line, plural
 
@@ -129,7 +128,7 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
 def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Wait a moment for a run or a proposal to come back, and do what follows from it."""
     give_up_overdue(session, ledger, queue)
-    os.utime(session.lock.fileno())
+    keep_fresh(session.lock)
     queue.at_hand = None
     try:
         event = session.events.get(timeout=POLL)
@@ -219,26 +218,30 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    try:
+        if sys.argv[1:2] and sys.argv[1] in VERBS:
+            importlib.import_module(VERBS[sys.argv[1]]).main(sys.argv[2:])
+        else:
+            search()
+    except (OSError, GitError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
+        fail(f"{one_line(str(error))}; fix that and run the same command again")
+
+
+def search() -> None:
+    """A session from its command line on."""
     started = time.time()
-    if sys.argv[1:2] and sys.argv[1] in VERBS:
-        importlib.import_module(VERBS[sys.argv[1]]).main(sys.argv[2:])
-        return
     args = parse_arguments()
     check_arguments(args)
     repo = open_repository(ROOT)
     args.tag = args.tag or default_tag(repo)
     keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
-        clear_stale_locks(repo, print)
         session = make_session(args, repo, started, lock)
-        try:
-            queue = Queue(make_slots(args, session.options.scale, session.log))
-            ledger = open_ledger(repo, args.tag, session.log)
-            session.measure = load_measure(ledger.folder, session.options.scale)
-            run_session(session, ledger, queue)
-        except (OSError, GitCommandError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
-            reason = getattr(error, "stderr", "") or str(error)
-            fail(f"{one_line(reason)}; fix that and run the same command again")
+        repo.say = session.log.say
+        queue = Queue(make_slots(args, session.options.scale, session.log))
+        ledger = open_ledger(repo, args.tag, session.log)
+        session.measure = load_measure(ledger.folder, session.options.scale)
+        run_session(session, ledger, queue)
     if session.blocked:
         sys.exit(1)
 

@@ -8,8 +8,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import git
-
 from autoresearch.files import ROOT
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
@@ -20,6 +18,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
 from autoresearch.record.log import Log
 from autoresearch.record.progress import Confirmed, draw_progress
+from autoresearch.record.repository import Repository
 from autoresearch.row import Row
 from autoresearch.run import sandbox
 from autoresearch.text import one_line, plural
@@ -83,7 +82,7 @@ class Drawing:
     """progress.png and report.html, as they were drawn last."""
 
     log: Log
-    repo: git.Git
+    repo: Repository
     tag: str
     rows: int = 0  # that are on them
     not_before: float = 0.0  # time.time() before which they are not drawn again

@@ -3,6 +3,7 @@ The start of a session: everything that a search needs is checked before anythin
 line with its mend, and exit code 2.
 """
 
+import contextlib
 import fcntl
 import math
 import os
@@ -13,11 +14,9 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import git
 from rich.console import Console
 
 from autoresearch.files import ROOT
@@ -27,10 +26,18 @@ from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.log import Log
-from autoresearch.record.reading import search_tags
-from autoresearch.record.repository import changed, current_branch
+from autoresearch.record.reading import left_elsewhere, process_is_there, search_tags
+from autoresearch.record.repository import (
+    Repository,
+    changed,
+    current_branch,
+    experiment_ref,
+    home_ref,
+    in_the_way,
+    unfinished,
+)
 from autoresearch.settings import Settings
-from autoresearch.text import fail
+from autoresearch.text import fail, one_line
 
 TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
@@ -44,15 +51,20 @@ def check_arguments(args: Namespace) -> None:
     """The command line by itself."""
     if args.hours is None and args.experiments is None:
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
-    if args.tag and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", args.tag):
-        fail(f"--tag {args.tag} should be letters, digits, - and _")
-    if args.tag in TAKEN:
-        fail(f"--tag {args.tag} cannot be: runs/{args.tag} is not a search's; take another name")
+    check_tag(args.tag)
     check_session_arguments(args)
     for name, least in (("experiments", 1), ("max_cost", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
             fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+
+
+def check_tag(tag: str | None) -> None:
+    """A tag is a part of the names of files and of refs."""
+    if tag and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", tag):
+        fail(f"--tag {one_line(tag)[:200]} should be letters, digits, - and _, 100 at most")
+    if tag in TAKEN:
+        fail(f"--tag {tag} cannot be: runs/{tag} is not a search's; take another name")
 
 
 def check_session_arguments(args: Namespace) -> None:
@@ -78,22 +90,26 @@ def check_slots(args: Namespace) -> None:
         fail(f"--slots {args.slots} is not 1 or more")
 
 
-def check_files(repo: git.Git, tag: str) -> str:
+def check_files(repo: Repository, tag: str) -> str:
     """The user's files: they are there, and nothing of theirs that a search would write over is uncommitted."""
     for name in ("train.py", "prepare_data.py", "program.md"):
         if not (ROOT / name).exists():
             fail(f"{ROOT / name} is missing; restore it with: git restore {name}")
+    refs = (f"refs/heads/autoresearch/{tag}", experiment_ref(tag, 0), home_ref(tag))
+    problems = [unfinished(repo), *(in_the_way(repo, ref) for ref in refs), left_elsewhere(repo, tag)]
+    if problem := next(filter(None, problems), ""):
+        fail(problem)
     current = current_branch(repo)
     must_be_clean = ["prepare_data.py"]
     if current != f"autoresearch/{tag}":  # there, open_ledger() looks closer
         must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
     for name in must_be_clean:
         if changed(repo, name):
-            fail(f"{name} has uncommitted changes; commit them first: git add {name} && git commit")
-    return f"on {current}, nothing that a search would write over is uncommitted"
+            fail(f"{name} has uncommitted changes; commit them first: git add -f {name} && git commit -m edit")
+    return f"on {current or 'a detached HEAD'}, nothing that a search would write over is uncommitted"
 
 
-def default_tag(repo: git.Git) -> str:
+def default_tag(repo: Repository) -> str:
     """Today's date; but a search that has its tag from there, too, and was cut short these days, goes on."""
     dated = [tag for tag in search_tags(repo) if re.fullmatch(r"[a-z]{3}\d\d", tag)]
     if dated:
@@ -138,7 +154,7 @@ def check_proposer(proposer: str, settings: Settings) -> str:
     return f"the key works, and {settings.model} is there"
 
 
-def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
+def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
     """What a search stands on, the cheapest first: each check returns what it found, or ends the program by fail()."""
 
     tag = args.tag or default_tag(repo)
@@ -158,7 +174,7 @@ def needs(args: Namespace, repo: git.Git) -> dict[str, Callable[[], str]]:
 # The session
 
 
-def make_session(args: Namespace, repo: git.Git, started: float, lock: TextIO) -> Session:
+def make_session(args: Namespace, repo: Repository, started: float, lock: TextIO) -> Session:
     """Check everything, then put the session together; nothing is touched yet."""
     for check in needs(args, repo).values():
         check()
@@ -188,7 +204,7 @@ def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) ->
     return Session(options, log, lock, settings, instructions, stamp)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[TextIO]:
     """One loop per working tree: an open file that is locked until this process is gone, however it goes.
 
@@ -197,23 +213,32 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[TextIO]:
     it keeps fresh.
     """
     folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "a+") as file:
-        file.seek(0)
+    with open(folder / "lock", "r+", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666)) as file:
         holder = file.read().strip()
-        fresh = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE
+        process, _, host = holder.partition(" on ")
+        fresh, here = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE, host == socket.gethostname()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = holder and not holder.endswith(f" on {socket.gethostname()}") and fresh
+            taken = holder and fresh and not here
         except BlockingIOError:
             taken = True
+        except OSError:  # this file system has no locks
+            taken = holder and fresh and (not here or (process.isdigit() and process_is_there(int(process))))
         if taken:
             fail(f"another loop runs in this folder (process {holder}); wait for it, or clone to another folder")
         if holder:
             say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
         file.truncate(0)
+        file.seek(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield file
         finally:
             file.truncate(0)
+
+
+def keep_fresh(lock: TextIO) -> None:
+    """Give a sign of life: the lock's first bytes again, since not every file system lets its times be set."""
+    with contextlib.suppress(OSError):  # on a full disk: a loop on another machine may take this one for gone
+        os.pwrite(lock.fileno(), str(os.getpid()).encode(), 0)

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import signal
 import time
 from argparse import Namespace
@@ -32,7 +31,7 @@ from autoresearch.loop.inflight import Candidate, Slot, Task
 from autoresearch.loop.live import draw
 from autoresearch.loop.session import Session
 from autoresearch.loop.slots import make_slots, start_run
-from autoresearch.loop.start import check_data, check_session_arguments, locked, new_session
+from autoresearch.loop.start import check_data, check_session_arguments, keep_fresh, locked, new_session
 from autoresearch.nouns import Proposal, RunResult, result_of
 from autoresearch.process import GRACE
 from autoresearch.record.ledger import Ledger
@@ -219,7 +218,7 @@ def run_trials(bench: Bench, trials: list[Trial]) -> None:
             fill(bench, waiting)
             with contextlib.suppress(Empty):
                 bench.session.events.get(timeout=POLL)()
-            os.utime(bench.session.lock.fileno())
+            keep_fresh(bench.session.lock)
     if missing := [trial for trial in wanted if trial.key not in bench.done]:
         raise Stopped(why_stop(bench, missing[0]))
 

@@ -15,11 +15,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import git
-
 from autoresearch.files import ROOT, append_line, replace_file
 from autoresearch.nouns import FRESH, Run, Runs, Usage, result_of
 from autoresearch.record.repository import (
+    Repository,
     commit_file,
     commit_of,
     current_branch,
@@ -64,7 +63,7 @@ class Sitting:
 class Ledger:
     """What one search has written, in memory and on disk."""
 
-    repo: git.Git
+    repo: Repository
     tag: str
     rows: list[Row] = field(default_factory=list)  # in the order of decision
     runs: list[Run] = field(default_factory=list)  # every training that ended, oldest first
@@ -280,13 +279,13 @@ def keep_table(ledger: Ledger) -> None:
         write_rows(ledger.results, ledger.rows)
 
 
-def commit_results(repo: git.Git, branch: str, message: str) -> None:
+def commit_results(repo: Repository, branch: str, message: str) -> None:
     """results.tsv as it is on disk, as a commit on top of `branch`."""
     head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
     if file_at(repo, head, "results.tsv") != text:
         commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
     if current_branch(repo) == branch:
-        run_git(repo, "add", "results.tsv")
+        run_git(repo, "add", "-f", "results.tsv")  # a global gitignore may name it
 
 
 # -----------------------------------------------------------------------------
@@ -390,6 +389,6 @@ def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
     refs = [ledger.ref(number) for number in numbers if number in there]
     if not refs:
         return {}
-    text = run_git(ledger.repo, "show", "--no-color", "--format=%x00%s", *refs, "--", "train.py", strip=False)
+    text = run_git(ledger.repo, "show", "--format=%x00%s", *refs, "--", "train.py", strip=False)
     parts = [part.partition("\n") for part in text.split("\0")[1:]]
     return {int(subject.partition(":")[0]): diff.lstrip("\n") for subject, _, diff in parts}

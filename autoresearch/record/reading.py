@@ -4,16 +4,15 @@ A search as it lies on disk, read without a lock and without touching anything: 
 
 import json
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import git
-
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, read_journal
-from autoresearch.record.repository import run_git
+from autoresearch.record.repository import Repository, commit_of, experiment_refs, file_at, home_ref, run_git
 from autoresearch.row import row_of_message, subject_of
 from autoresearch.text import fail, last_lines
 
@@ -29,7 +28,7 @@ class Now:
     waiting: list[str] = field(default_factory=list)  # descriptions
 
 
-def read_search(repo: git.Git, tag: str) -> tuple[Ledger, Now]:
+def read_search(repo: Repository, tag: str) -> tuple[Ledger, Now]:
     """Rows from the commits of the experiments, in the order of decision; runs and failures from the journal."""
     ledger, undecided = Ledger(repo, tag), {}
     read_journal(ledger)
@@ -96,7 +95,7 @@ def process_is_there(process: int) -> bool:
     return True
 
 
-def search_tags(repo: git.Git) -> list[str]:
+def search_tags(repo: Repository) -> list[str]:
     """The tags of all searches that are there; first that of the one that was last at work."""
     refs = ["refs/heads/autoresearch/", "refs/autoresearch/"]
     found = run_git(repo, "for-each-ref", "--sort=-committerdate", "--format=%(refname)", *refs).splitlines()
@@ -106,14 +105,44 @@ def search_tags(repo: git.Git) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in offered]
 
 
-def find_tag(repo: git.Git, tag: str | None) -> str:
+def find_tag(repo: Repository, tag: str | None) -> str:
     """The tag of a search that is there; without a tag that of the search that was last at work."""
     tags = search_tags(repo)
     if not tags:
+        remote = run_git(repo, "for-each-ref", "--format=%(refname)", "refs/remotes/*/autoresearch/*").split()
+        tags = [ref.rpartition("/")[2] for ref in remote]
+    if not tags:
         fail("there is no search here yet; begin one: python agent_loop.py --demo")
+    if problem := left_elsewhere(repo, tag or tags[0]):
+        fail(problem)
     if tag and tag not in tags:
         fail(f"there is no search {tag}; there are: {', '.join(tags)}")
     return tag or tags[0]
+
+
+def left_elsewhere(repo: Repository, tag: str) -> str:
+    """Which parts of a search are in another clone only, with the commands that bring them, or "".
+
+    A clone of git's lacks the refs of the experiments, and runs/. home_ref(), which no clone takes
+    over, tells such a clone from a working tree whose runs/ was deleted: there the search goes on without it.
+    """
+    branch, refs = f"autoresearch/{tag}", experiment_refs(repo, tag)
+    here, begun_here = commit_of(repo, f"refs/heads/{branch}"), commit_of(repo, home_ref(tag))
+    remote = run_git(repo, "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{branch}").split()
+    has_runs = (ROOT / "runs" / tag / "journal.jsonl").exists()
+    known = {line[:7] for line in run_git(repo, "for-each-ref", "--format=%(objectname)", "refs/autoresearch/").split()}
+    rows = re.findall(r"^([0-9a-f]{7})\t", file_at(repo, branch, "results.tsv") if here else "", re.MULTILINE)
+    lacking = [
+        (f"the branch {branch}", not here and not begun_here and (remote or refs or has_runs)),
+        (f"refs/autoresearch/{tag}/", not known.issuperset(rows) or (has_runs and not refs and not begun_here)),
+        (f"runs/{tag}", refs and not has_runs and not begun_here),
+    ]
+    if not (names := [name for name, is_lacking in lacking if is_lacking]):
+        return ""
+    fetch = "git fetch origin 'refs/autoresearch/*:refs/autoresearch/*'"
+    bring = [f"git switch {branch}"] * (not here) + [fetch, f"rsync -a MACHINE:FOLDER/runs/{tag} runs/"]
+    what = f"the search {tag} was made in another clone, and {' and '.join(names)} are not in this one"
+    return f"{what}; bring them, or take another --tag: {' && '.join(bring)}"
 
 
 def read_diffs(ledger: Ledger) -> dict[str, str]:
@@ -121,5 +150,5 @@ def read_diffs(ledger: Ledger) -> dict[str, str]:
     if len(ledger.kept) < 2:
         return {}
     commits = f"{ledger.kept[0].commit}..refs/heads/{ledger.branch}"
-    text = run_git(ledger.repo, "log", "-p", "--no-color", "--format=%x00%H", commits, "--", "train.py", check=False)
+    text = run_git(ledger.repo, "log", "-p", "--format=%x00%H", commits, "--", "train.py", check=False)
     return {part[:7]: part.partition("\n")[2].strip() for part in text.split("\0")[1:]}

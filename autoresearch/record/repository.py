@@ -7,23 +7,59 @@ Every call is a short git process of its own, so a kill at any point leaves a va
 import functools
 import os
 import re
+import shlex
+import shutil
 import signal
-import tempfile
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import git
-
-from autoresearch.text import fail
+from autoresearch.files import stamp
+from autoresearch.text import fail, one_line
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 LOCK_PATIENCE = 10.0  # seconds after which a lock file of git that no git process holds is taken for left behind
+# Of the user's configuration: no program of theirs runs inside our calls, and what we read looks the same everywhere.
+CONFIGURATION = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.safecrlf": "false",
+    "color.ui": "false",
+    "color.diff": "false",
+    "diff.noprefix": "false",
+    "diff.mnemonicPrefix": "false",
+    "diff.context": "3",
+    "diff.interHunkContext": "0",
+    "diff.orderFile": "/dev/null",
+    "log.showSignature": "false",
+    "i18n.logOutputEncoding": "UTF-8",
+    "branch.autoSetupMerge": "false",
+}
+OPTIONS = [word for key, value in CONFIGURATION.items() for word in ("-c", f"{key}={value}")]
+PLAIN = dict.fromkeys(("log", "show"), ("--no-ext-diff", "--no-textconv"))
+# Of git's variables: a hook or an alias that the loop is started from sets others, which lead to another repository.
+OURS = re.compile(
+    r"GIT_((AUTHOR|COMMITTER)_(NAME|EMAIL)|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_.*|VALUE_.*)|EXEC_PATH|ASKPASS|SS[HL].*)"
+)
+NO_SUCH_FILE = re.compile("does not exist in|exists on disk, but not in|[Nn]ot a valid object name|invalid object name")
 
 # -----------------------------------------------------------------------------
 # Running git
+
+
+@dataclass(eq=False)
+class Repository:
+    """A git repository, by its working tree."""
+
+    folder: Path
+    say: Callable[[str], None] = print
+
+
+class GitError(Exception):
+    """What git said, in one line, when it could not do what it was asked for."""
 
 
 @contextmanager
@@ -36,86 +72,147 @@ def signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run_git(repo: git.Git, *arguments: str, strip: bool = True, check: bool = True, istream: Any = None) -> str:
-    """The output of a git command. Raises git.GitCommandError, or with check=False gives what there is, maybe "".
+def environment() -> dict[str, str]:
+    """The environment of every git process: git's own language, no question at the terminal, no lock for a look."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or OURS.fullmatch(name)}
+    return kept | {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
 
-    Where a git command of the user's holds the index or a ref just now, it waits for that.
+
+def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool = True, data: bytes = b"") -> str:
+    """The output of a git command that reads `data`. Raises GitError, or with check=False gives what there is.
+
+    Where a git command of the user's holds the index or a ref just now, it waits for that. A lock that a killed git
+    left behind is removed: git names it, wherever it is.
     """
-    deadline = time.monotonic() + LOCK_PATIENCE
+    waited: dict[tuple, float] = {}  # locks as they were seen first -> when
+    command = ["git", *OPTIONS, arguments[0], *PLAIN.get(arguments[0], ()), *arguments[1:]]
     while True:
-        try:
-            with signals_held():
-                return repo.execute(
-                    ["git", *arguments], istream=istream, strip_newline_in_stdout=strip, with_exceptions=check
-                )
-        except git.GitCommandError as error:
-            if not re.search(r"\.lock'?: File exists", error.stderr) or time.monotonic() > deadline or istream:
-                raise
-        time.sleep(0.2)
+        with signals_held():
+            done = subprocess.run(command, cwd=repo.folder, env=environment(), input=data, capture_output=True)
+        said = done.stderr.decode(errors="replace")
+        lock = done.returncode and re.search(r"'(.+\.lock)': File exists", said)
+        if not lock or not wait_for_lock(repo, repo.folder / lock[1], waited):
+            break
+    if check and done.returncode:
+        raise GitError(f"git {arguments[0]}: {one_line(said) or f'exit code {done.returncode}'}")
+    text = done.stdout.decode(errors="surrogateescape")
+    return text.removesuffix("\n") if strip else text
 
 
-def open_repository(folder: Path) -> git.Git:
-    """The git repository of a folder, able to commit even where no user.name is set."""
-    repo = git.Git(folder)
-    if not run_git(repo, "rev-parse", "-q", "--verify", "HEAD", check=False):
-        fail(f"{folder} is not a git repository with a commit; run: git init && git add -A && git commit -m start")
-    if not run_git(repo, "config", "user.email", check=False):
-        names = {"NAME": "autoresearch", "EMAIL": "autoresearch@localhost"}
-        env = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
-        repo.update_environment(**env)
+def wait_for_lock(repo: Repository, lock: Path, waited: dict[tuple, float]) -> bool:
+    """Wait a moment for a lock to go; once nobody can hold it any more, remove it. Returns whether to try again."""
+    seconds = time.monotonic() - waited.setdefault((lock, *stamp(lock)), time.monotonic())
+    if seconds > LOCK_PATIENCE and git_works_in(repo):
+        return seconds < 2 * LOCK_PATIENCE
+    if seconds > LOCK_PATIENCE:
+        lock.unlink(missing_ok=True)
+        repo.say(f"git's lock {lock} was left behind by a git that is gone; it is removed")
+    time.sleep(0.2)
+    return True
+
+
+def open_repository(folder: Path) -> Repository:
+    """The git repository of a folder. Ends the program with a way out where there is none that a search can use."""
+    if not shutil.which("git"):
+        fail("there is no git in PATH; install it (apt install git)")
+    repo = Repository(folder)
+    begin = "git init && git add -A && git commit -m start"
+    try:
+        inside = run_git(repo, "rev-parse", "--show-prefix").rstrip("/")
+    except GitError as error:
+        if line := re.search(r"git config --global --add safe\.directory .+", str(error)):
+            fail(f"{folder} belongs to another user, so git does not read it; if you trust it: {line[0]}")
+        if "not a git repository" in str(error):
+            fail(f"{folder} is not a git repository; run there: {begin}")
+        fail(f"{folder}: {error}")
+    if inside:
+        outer = run_git(repo, "rev-parse", "--show-toplevel")
+        own = f"cd {shlex.quote(str(folder))} && {begin}"
+        fail(f"{folder} is a folder inside the git repository {outer}; make it a repository of its own: {own}")
+    if not commit_of(repo, "HEAD"):
+        fail(f"{folder} is a git repository without a commit; run there: git add -A && git commit -m start")
     return repo
 
 
-def clear_stale_locks(repo: git.Git, say: Callable[[str], None]) -> None:
-    """Delete the lock files that a killed git left behind, once they are old and no git process works here."""
-    folder = Path(run_git(repo, "rev-parse", "--absolute-git-dir"))
-    names = ("index.lock", "HEAD.lock", "packed-refs.lock", "refs/**/*.lock")
-    for lock in [path for name in names for path in folder.glob(name)]:
-        deadline = lock.stat().st_mtime + LOCK_PATIENCE
-        while lock.exists() and (time.time() < deadline or git_works_in(folder)):
-            time.sleep(0.2)
-        if lock.exists():
-            lock.unlink()
-            say(f"git's lock {lock.relative_to(folder.parent)} was left behind by a git that is gone; it is removed")
-
-
-def git_works_in(folder: Path) -> bool:
-    """Whether a git process has its working directory at or below the working tree (Linux; elsewhere never)."""
+def git_works_in(repo: Repository) -> bool:
+    """Whether a git process has its working directory in a working tree of the repository (Linux; elsewhere never)."""
+    listed = run_git(repo, "worktree", "list", "--porcelain", check=False)
+    trees = [repo.folder, *map(Path, re.findall(r"^worktree (.+)$", listed, re.MULTILINE))]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             works = (process / "comm").read_text().startswith("git") and os.readlink(process / "cwd")
         except OSError:  # it ended just now, or is another user's
             continue
-        if works and Path(works).is_relative_to(folder.parent):
+        if works and any(Path(works).is_relative_to(tree) for tree in trees):
             return True
     return False
+
+
+# -----------------------------------------------------------------------------
+# What keeps a search from beginning
+
+UNFINISHED = {  # in git's folder -> what the user has not ended
+    "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "rebase-apply/applying": "am",
+    "rebase-apply": "rebase",
+    "rebase-merge": "rebase",
+    "BISECT_LOG": "bisect",
+}
+
+
+def unfinished(repo: Repository) -> str:
+    """A merge, a rebase or the like that the user has not ended, with the way out, or ""."""
+    folder = Path(run_git(repo, "rev-parse", "--absolute-git-dir"))
+    found = next((what for name, what in UNFINISHED.items() if (folder / name).exists()), "")
+    end = "reset" if found == "bisect" else "abort"
+    return found and f"a git {found} is not ended here; end it first, or: git {found} {'--' * (end == 'abort')}{end}"
+
+
+def in_the_way(repo: Repository, wanted: str) -> str:
+    """The ref that git cannot have together with a wanted one, with the way out, or "": refs are files and folders."""
+    parts = wanted.split("/")
+    above = ["/".join(parts[:count]) for count in range(2, len(parts))]
+    listed = run_git(repo, "for-each-ref", "--format=%(refname)", *above, f"{wanted}/").splitlines()
+    found = next((ref for ref in listed if ref in above or ref.startswith(f"{wanted}/")), "")
+    if not found:
+        return ""
+    name = found.removeprefix("refs/heads/")
+    mend = f"git branch -m {name} old-{name.replace('/', '-')}" if name != found else f"git update-ref -d {found}"
+    return f"{name} is in the way of {wanted.removeprefix('refs/heads/')}; do away with that name: {mend}"
 
 
 # -----------------------------------------------------------------------------
 # Reading
 
 
-def current_branch(repo: git.Git) -> str:
+def current_branch(repo: Repository) -> str:
     """The branch that is checked out, "" for a detached HEAD."""
     return run_git(repo, "symbolic-ref", "-q", "--short", "HEAD", check=False)
 
 
-def commit_of(repo: git.Git, revision: str) -> str:
+def commit_of(repo: Repository, revision: str) -> str:
     """The full hash of a commit, "" if there is none."""
     return run_git(repo, "rev-parse", "-q", "--verify", revision + "^{commit}", check=False)
 
 
-def changed(repo: git.Git, name: str) -> bool:
+def changed(repo: Repository, name: str) -> bool:
     """Whether a file differs from the checked-out commit, or is not in it."""
-    return bool(run_git(repo, "status", "--porcelain", "--", name))
+    return bool(run_git(repo, "status", "--porcelain", "--untracked-files=all", "--ignored", "--", name))
 
 
-def file_at(repo: git.Git, commit: str, name: str) -> str:
+def file_at(repo: Repository, commit: str, name: str) -> str:
     """The text of a file in a commit, "" if it is not there."""
-    return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False, check=False)
+    try:
+        return run_git(repo, "cat-file", "blob", f"{commit}:{name}", strip=False)
+    except GitError as error:
+        if NO_SUCH_FILE.search(str(error)):
+            return ""
+        raise  # a partial clone cannot reach its remote, an object is damaged
 
 
-def is_within(repo: git.Git, commit: str, ref: str) -> bool:
+def is_within(repo: Repository, commit: str, ref: str) -> bool:
     """Whether a commit is in the history of a ref."""
     return run_git(repo, "merge-base", commit, ref, check=False) == commit
 
@@ -129,7 +226,12 @@ def repair_ref(tag: str, number: int, attempt: int) -> str:
     return f"refs/autoresearch-repairs/{tag}/{number:04d}-{attempt}"
 
 
-def experiment_refs(repo: git.Git, tag: str) -> dict[int, int]:
+def home_ref(tag: str) -> str:
+    """The ref that a search has in its own working tree only: git takes it into no other worktree and no clone."""
+    return f"refs/worktree/autoresearch/{tag}"
+
+
+def experiment_refs(repo: Repository, tag: str) -> dict[int, int]:
     """The numbers of all experiments of a tag that have a commit, in order, and the second that each is of."""
     lines = run_git(repo, "for-each-ref", "--format=%(refname) %(committerdate:unix)", f"refs/autoresearch/{tag}/")
     pairs = [line.split() for line in lines.splitlines()]
@@ -140,7 +242,7 @@ def experiment_refs(repo: git.Git, tag: str) -> dict[int, int]:
 # Writing
 
 
-def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, ref: str, merged: str = "") -> str:
+def commit_file(repo: Repository, parent: str, name: str, text: str, message: str, ref: str, merged: str = "") -> str:
     """Commit the tree of `parent` with `text` as its file `name`, and let `ref` point there. Returns the full hash.
 
     `merged`: a second parent, whose tree has no part in it.
@@ -152,19 +254,25 @@ def commit_file(repo: git.Git, parent: str, name: str, text: str, message: str, 
     head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {date} +0000\n".encode()
     parents = f"from {parent}\n" + (f"merge {merged}\n" if merged else "")
     body = f"{parents}M 100644 inline {name}\n".encode()
-    with tempfile.TemporaryFile() as stream:
-        stream.write(head + data_block(message) + body + data_block(text) + b"get-mark :1\ndone\n")
-        stream.seek(0)
-        return run_git(repo, "fast-import", "--quiet", "--force", "--done", istream=stream)
+    stream = head + data_block(message) + body + data_block(text) + b"get-mark :1\ndone\n"
+    return run_git(repo, "fast-import", "--quiet", "--force", "--done", data=stream)
 
 
 @functools.cache
-def committer(repo: git.Git) -> str:
-    """Name and address that commits are made under."""
-    return run_git(repo, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]
+def committer(repo: Repository) -> str:
+    """The name and address that commits are made under; where git knows only one of them, or none, ours fills in."""
+    ident = run_git(repo, "var", "GIT_COMMITTER_IDENT", check=False)
+    if not ident:
+        known = {
+            key: run_git(repo, "config", f"user.{key}", check=False) or os.environ.get(f"GIT_COMMITTER_{key.upper()}")
+            for key in ("name", "email")
+        }
+        name, email = known["name"] or "autoresearch", known["email"] or "autoresearch@localhost"
+        ident = run_git(repo, "-c", f"user.name={name}", "-c", f"user.email={email}", "var", "GIT_COMMITTER_IDENT")
+    return ident.rsplit(" ", 2)[0]
 
 
-def same_file(repo: git.Git, one: str, other: str, name: str) -> bool:
+def same_file(repo: Repository, one: str, other: str, name: str) -> bool:
     """Whether a file is the same in two commits."""
     blobs = run_git(repo, "rev-parse", "-q", f"{one}:{name}", f"{other}:{name}", check=False).split()
     return len(blobs) == 2 and blobs[0] == blobs[1]

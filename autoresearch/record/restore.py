@@ -4,18 +4,19 @@ Coming back to a search: branch, rows, journal and train.py as the last session 
 
 import math
 
-import git
-
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, commit_results, follow_best, read_journal, read_rows, write_rows
 from autoresearch.record.log import Log
 from autoresearch.record.repository import (
+    GitError,
+    Repository,
     changed,
     commit_file,
     commit_of,
     current_branch,
     experiment_refs,
     file_at,
+    home_ref,
     is_within,
     run_git,
     same_file,
@@ -24,15 +25,16 @@ from autoresearch.row import HEADER, Row, row_of_message
 from autoresearch.text import fail, one_line, plural
 
 
-def open_ledger(repo: git.Git, tag: str, log: Log) -> Ledger:
+def open_ledger(repo: Repository, tag: str, log: Log) -> Ledger:
     """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring everything on disk together."""
     ledger = Ledger(repo, tag)
     rescue_results(ledger)
     fresh = not ledger.head
     try:
         run_git(repo, "switch", *(["-c", ledger.branch] if fresh else [ledger.branch]))
-    except git.GitCommandError as error:
-        fail(f"git cannot switch to {ledger.branch}: {' '.join(error.stderr.split())}")
+    except GitError as error:
+        fail(f"git cannot switch to {ledger.branch}: {error}")
+    run_git(repo, "update-ref", home_ref(tag), ledger.head)
     ledger.folder.mkdir(parents=True, exist_ok=True)
     read_journal(ledger)
     restore_rows(ledger, fresh, log)

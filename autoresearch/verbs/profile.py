@@ -12,20 +12,18 @@ import re
 import shutil
 import sys
 
-import git
-
 from autoresearch.files import ROOT, replace_file
 from autoresearch.loop.inflight import Slot
 from autoresearch.loop.start import check_data, check_program, locked
 from autoresearch.record.ledger import Ledger, profile_path
 from autoresearch.record.reading import find_tag
-from autoresearch.record.repository import commit_of, open_repository, run_git
+from autoresearch.record.repository import Repository, commit_of, open_repository, run_git
 from autoresearch.run.profile_steps import profile_source, read_profile
 from autoresearch.run.training import RunOptions
 from autoresearch.text import fail, one_line
 
 
-def best_number(repo: git.Git, tag: str) -> int:
+def best_number(repo: Repository, tag: str) -> int:
     """The number of the best: the last commit of the branch that is an experiment's."""
     if not commit_of(repo, f"refs/heads/autoresearch/{tag}"):
         fail(f"there is no search {tag}: no branch autoresearch/{tag}; give --tag")

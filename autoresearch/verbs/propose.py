@@ -28,6 +28,7 @@ from autoresearch.nouns import Proposal
 from autoresearch.propose.anthropic import exchange_path, propose_by_claude
 from autoresearch.propose.context import Context, ProposalFailed, Refused
 from autoresearch.record.ledger import read_rows
+from autoresearch.record.repository import open_repository
 from autoresearch.row import Row
 
 # -----------------------------------------------------------------------------
@@ -137,6 +138,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max-cost", type=float, help="US dollars, for program.md's max_cost")
     parser.add_argument("--no-check", action="store_true", help="do not run the edit for two steps on the CPU")
     args = parser.parse_args(arguments)
+    open_repository(ROOT)
     place = ROOT / "runs" / "propose"
     place.mkdir(parents=True, exist_ok=True)
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"

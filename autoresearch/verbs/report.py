@@ -6,17 +6,15 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-import git
-
 from autoresearch.files import ROOT, replace_file
 from autoresearch.record.page import render_page
 from autoresearch.record.reading import find_tag, read_diffs, read_search
-from autoresearch.record.repository import open_repository
+from autoresearch.record.repository import Repository, open_repository
 from autoresearch.record.status import make_status
 from autoresearch.verbs.status import beliefs_of
 
 
-def report_of_search(repo: git.Git, tag: str) -> Path:
+def report_of_search(repo: Repository, tag: str) -> Path:
     """Write the page of a search from what is on disk, whole or not at all. Returns its path."""
     ledger, now = read_search(repo, tag)
     beliefs, path = beliefs_of(ledger), ledger.folder / "report.html"

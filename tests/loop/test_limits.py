@@ -1,25 +1,26 @@
 """What is left: how long a run takes, so that none begins that would be stopped while it is scored."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
-import git
 import pytest
 
 from autoresearch.loop.limits import run_seconds, was_lost
 from autoresearch.loop.trials import Trial, seconds_of
 from autoresearch.nouns import Run, RunResult
 from autoresearch.record.ledger import Ledger
+from autoresearch.record.repository import Repository
 
 TESTED = {"test_bpb": 1.6}
 
 
 def ledger_of(*results: RunResult, purpose: str = "judge") -> Ledger:
     runs = [Run(0, 42 + n, result, purpose, ended=100.0 * (n + 1)) for n, result in enumerate(results)]
-    return Ledger(git.Git(), "t", runs=runs)
+    return Ledger(Repository(Path()), "t", runs=runs)
 
 
 def test_a_run_takes_its_first_start_and_its_scoring_too():
-    assert run_seconds(Ledger(git.Git(), "t"), 20) == 34
+    assert run_seconds(Ledger(Repository(Path()), "t"), 20) == 34
     assert run_seconds(ledger_of(RunResult("ok", 13.0)), 20) == pytest.approx(1.05 * 13)
     scored = RunResult("ok", 13.0, 1.6, extra_seconds=2.0)
     assert run_seconds(ledger_of(scored), 20) == pytest.approx(1.05 * 17), "13 s, and 2 s each for val and test rows"

@@ -1,9 +1,9 @@
 """A second look at a near miss: a row that says that it is one, one that only looks like it, and one that fails."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
-import git
 import pytest
 from loop_helpers import STUB, make_repository, make_row, proposer_script, rows_of, run_loop, set_level
 
@@ -12,6 +12,7 @@ from autoresearch.loop.inflight import Candidate, Queue
 from autoresearch.loop.knowledge import judged, looked_at_again
 from autoresearch.nouns import Proposal, Run, RunResult
 from autoresearch.record.ledger import Ledger
+from autoresearch.record.repository import Repository
 from autoresearch.settings import Settings
 
 BASELINE = make_row(commit="base")
@@ -38,7 +39,7 @@ LOOK = make_row(commit="look", status="discard", **AGAIN)
 def test_a_second_look_is_one_on_the_same_best_with_the_same_runs(change, counts):
     look = dataclasses.replace(LOOK, **change)
     assert looked_at_again([BASELINE, NEAR, look]) == ({1} if counts else set())
-    rows = judged(Ledger(git.Git(), "t", [BASELINE, NEAR, look]))
+    rows = judged(Ledger(Repository(Path()), "t", [BASELINE, NEAR, look]))
     replaced = counts and look.status != "crash"
     assert (NEAR in rows) != replaced and BASELINE in rows
 
@@ -67,7 +68,7 @@ def test_a_second_look_that_fails_is_the_only_one(tmp_path, prepared):
 def test_constants_mend_no_crash():
     """Also not that of an LLM whose search goes on with them."""
     failed = RunResult("crash", 1.0, tail="Traceback (most recent call last)\nNameError: oops")
-    ledger, candidate = Ledger(git.Git(), "t", [BASELINE]), Candidate(1, Proposal("wider", "oops"), 0)
+    ledger, candidate = Ledger(Repository(Path()), "t", [BASELINE]), Candidate(1, Proposal("wider", "oops"), 0)
     ledger.runs_by_number = {1: [Run(1, 42, failed)]}
     for proposer, repairs in (("command", True), ("constants", False)):
         session = SimpleNamespace(settings=Settings(), options=SimpleNamespace(proposer=proposer))

@@ -2,12 +2,12 @@
 
 import json
 
-import git
 import pytest
 
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import ablation_text, promotion_text, proof_facts, read_proofs
 from autoresearch.record.proof_pictures import draw_ablation, draw_promotion
+from autoresearch.record.repository import Repository
 
 FACTOR = {
     "name": "3+5", "title": "A 1 -> 2; $A$ 2 -> 3", "joined": [], "gain": 0.01, "standard_error": 0.001, "low": 0.008,
@@ -54,7 +54,7 @@ def test_a_gain_is_said_as_a_time_to_the_target(time, words):
 
 def test_reports_are_read_where_they_are_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("autoresearch.record.ledger.ROOT", tmp_path)
-    ledger = Ledger(git.Git(tmp_path), "t")
+    ledger = Ledger(Repository(tmp_path), "t")
     ledger.folder.mkdir(parents=True)
     assert read_proofs(ledger) == {"ablation": None, "promotion": None}
     (ledger.folder / "ablation.json").write_text(json.dumps(ABLATION))

@@ -1,6 +1,5 @@
 """Coming back to a search: what a kill left half done, and what another search or a clone left on its branch."""
 
-import git as git_module
 import pytest
 from loop_helpers import (
     STUB,
@@ -19,7 +18,7 @@ from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, read_journal, write_result
 from autoresearch.record.log import Log
 from autoresearch.record.reading import read_search
-from autoresearch.record.repository import open_repository
+from autoresearch.record.repository import Repository, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.row import HEADER, row_line
 
@@ -42,9 +41,12 @@ def search(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_branch_with_the_rows_of_another_search_begins_with_a_baseline(tmp_path, prepared):
-    """What an ablation offered, or the branch of a clone: the experiments of its rows are not here."""
+    """Such a branch is what an ablation offers."""
     repo = make_repository(tmp_path / "repo")
-    rows = [make_row(), make_row(number=1, commit="abc1235", val_bpb=1.5)]
+    for number in (0, 1):
+        git(repo, "update-ref", f"refs/autoresearch/another/{number:04d}", "HEAD")
+    commit = git(repo, "rev-parse", "HEAD")[:7]
+    rows = [make_row(commit=commit), make_row(number=1, commit=commit, val_bpb=1.5)]
     (repo / "results.tsv").write_text(HEADER + "".join(map(row_line, rows)))
     git(repo, "commit", "-qam", "another's results")
     git(repo, "branch", "autoresearch/t")
@@ -90,7 +92,7 @@ def test_the_best_is_what_was_kept_last_whatever_the_clock_said(search, monkeypa
 
 def test_a_journal_of_the_version_before_is_read():
     """It had what was printed and what was measured in one, `summary`."""
-    ledger = Ledger(git_module.Git(), "t")
+    ledger = Ledger(Repository(ROOT), "t")
     read_journal(ledger, ROOT / "docs/example/journal.jsonl")
     scored = [run.result for run in ledger.runs if run.purpose == "confirm" and run.result.status == "ok"]
     assert scored and all(run.measured["test_bpb"] > 1 and run.printed["num_steps"] > 100 for run in scored)
