@@ -1,5 +1,7 @@
 """Coming back to a search: what a kill left half done, and what another search or a clone left on its branch."""
 
+import shutil
+
 import pytest
 from loop_helpers import (
     STUB,
@@ -90,9 +92,12 @@ def test_the_best_is_what_was_kept_last_whatever_the_clock_said(search, monkeypa
     assert [row.number for row in search().rows] == [0, 1, 2]
 
 
-def test_a_journal_of_the_version_before_is_read():
+def test_a_journal_of_the_version_before_is_read(tmp_path, monkeypatch):
     """It had what was printed and what was measured in one, `summary`."""
-    ledger = Ledger(Repository(ROOT), "t")
-    read_journal(ledger, ROOT / "docs/example/journal.jsonl")
+    monkeypatch.setattr("autoresearch.record.ledger.ROOT", tmp_path)
+    ledger = Ledger(Repository(tmp_path), "t")
+    ledger.folder.mkdir(parents=True)
+    shutil.copy(ROOT / "docs/example/journal.jsonl", ledger.folder)
+    read_journal(ledger)
     scored = [run.result for run in ledger.runs if run.purpose == "confirm" and run.result.status == "ok"]
     assert scored and all(run.measured["test_bpb"] > 1 and run.printed["num_steps"] > 100 for run in scored)

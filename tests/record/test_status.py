@@ -5,14 +5,15 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from git import Git
 from loop_helpers import append, git, make_repository, proposer_script, run_loop, set_level, start_loop
 from searches import write_search
 
 from autoresearch.nouns import Estimate, Noise, Run, RunResult
 from autoresearch.record.ledger import Ledger, Sitting
+from autoresearch.record.repository import Repository
 from autoresearch.record.status import Beliefs, pace, trajectory
 
 
@@ -51,7 +52,7 @@ def test_a_slot_that_scores_is_busy_and_a_second_look_runs_nothing_twice():
     once = Run(1, 42, RunResult("ok", 60.0, 1.6, extra_seconds=36.0), ended=100.0)
     runs = [once, dataclasses.replace(once, number=2), Run(3, 42, RunResult("crash", 4.0), ended=104.0)]
     sitting = Sitting(0.0, 1, "constants", "cpu", 2, None, None, 125.0)
-    assert pace(Ledger(Git(), "t", runs=runs, sittings=[sitting]), False)["slot_busy_share"] == 100 / 250
+    assert pace(Ledger(Repository(Path()), "t", runs=runs, sittings=[sitting]), False)["slot_busy_share"] == 100 / 250
 
 
 def test_status_of_a_long_search(tmp_path):
