@@ -51,7 +51,7 @@ from autoresearch.loop.slots import make_slots
 from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
-from autoresearch.record.ledger import Ledger, commit_results, keep_table, note
+from autoresearch.record.ledger import Ledger, commit_results, note, print_table
 from autoresearch.record.lines import live_view, results_message, summary
 from autoresearch.record.repository import STOP_SIGNALS, GitError, open_repository
 from autoresearch.record.restore import open_ledger
@@ -165,7 +165,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         for slot in queue.slots:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
-        keep_table(ledger)
+        print_table(ledger)
         commit_results(ledger.repo, ledger.branch, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
     known = knowledge(ledger, session.options.scale)

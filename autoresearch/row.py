@@ -96,11 +96,6 @@ def parse_row(cells: dict[str, str]) -> Row:
     return Row(**{name: TYPES[name](value) for name, value in values.items()})
 
 
-def parse_line(line: str, header: str = HEADER) -> Row:
-    """A row from a line of results.tsv under this header. Raises ValueError if it is none."""
-    return parse_row(dict(zip(header.strip().split("\t"), line.split("\t"), strict=True)))
-
-
 def row_of_message(commit: str, message: str) -> Row | None:
     """The row that a commit's message holds, None if it has no result."""
     cells = dict(re.findall(r"^(\w+): ?(.*)$", message.strip().rpartition("\n\n")[2], re.MULTILINE))

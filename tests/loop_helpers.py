@@ -1,6 +1,7 @@
 """A repository to search in, as a user has one, and short train.py texts that end in every way a training can."""
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from rich.console import Console
 from autoresearch.loop.session import Options, Session
 from autoresearch.propose.context import Context
 from autoresearch.record.log import Log
-from autoresearch.row import HEADER, Row, parse_line
+from autoresearch.row import HEADER, Row, parse_row
 from autoresearch.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +132,8 @@ def run_loop(folder: Path, *args, env: dict | None = None, timeout: float = 60) 
 
 def rows_of(folder: Path) -> list[Row]:
     """The rows of results.tsv, every line of which has to be one."""
-    return [parse_line(line) for line in (folder / "results.tsv").read_text().splitlines()[1:]]
+    with open(folder / "results.tsv", newline="") as file:
+        return [parse_row(cells) for cells in csv.DictReader(file, delimiter="\t", strict=True)]
 
 
 def check_invariants(folder: Path) -> None:

@@ -30,8 +30,6 @@ from loop_helpers import (
 )
 
 from agent_loop import parse_arguments
-from autoresearch.files import append_line
-from autoresearch.record.ledger import read_rows
 from autoresearch.row import HEADER, row_line, row_message, row_of_message
 from autoresearch.settings import Settings, parse_program
 
@@ -467,10 +465,9 @@ def test_a_file_that_was_saved_by_half_is_refused(text):
 
 def test_a_row_survives_the_table(tmp_path):
     row = make_row(number=3, reason="probability 0.91", category="schedule", hypothesis="it\tcools: a lot", repairs=1)
-    (tmp_path / "results.tsv").write_text(HEADER)
-    append_line(tmp_path / "results.tsv", row_line(row))
-    (back,), broken = read_rows(tmp_path / "results.tsv")
-    assert math.isnan(back.gain) and math.isnan(back.expected) and back.hypothesis == "it cools: a lot" and not broken
+    (tmp_path / "results.tsv").write_text(HEADER + row_line(row))
+    (back,) = rows_of(tmp_path)
+    assert math.isnan(back.gain) and math.isnan(back.expected) and back.hypothesis == "it cools: a lot"
     again = row_of_message(row.commit + "0" * 33, row_message("0003: x", "keep: so\n\na: b", row))
     assert row_line(again) == row_line(row)
     assert row_of_message(row.commit, "0003: a message without a result") is None

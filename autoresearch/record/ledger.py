@@ -1,8 +1,8 @@
 """
 The ledger: what a search has found out, so that no kill, lost line or deleted folder can make it forget.
 
-    results.tsv                      one row per experiment, in the order of decision
-    refs/autoresearch/<tag>/NNNN     one commit per experiment; its message holds the whole row, which can be rebuilt
+    refs/autoresearch/<tag>/NNNN     one commit per experiment; its message holds the whole row. The dates are the order
+    results.tsv                      these rows, printed: nothing reads it
     autoresearch/<tag>               the branch: the baseline and every kept change
     runs/<tag>/journal.jsonl         every run that ended, every proposal that failed, every session's start and end,
                                      in the order in which they happened
@@ -29,7 +29,7 @@ from autoresearch.record.repository import (
     run_git,
     same_file,
 )
-from autoresearch.row import HEADER, Row, parse_line, row_line, row_message
+from autoresearch.row import HEADER, Row, row_line, row_message
 
 
 @dataclass(frozen=True)
@@ -251,32 +251,13 @@ def note_failure(ledger: Ledger, reason: str, usage: Usage, exchange: str = "", 
 # Table
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """(the rows of results.tsv, the lines in it that are none: cut short by a kill, edited, or there twice)."""
-    text = path.read_text(errors="replace") if path.exists() else ""
-    header, *lines = text.splitlines() or [HEADER]
-    rows, broken = {}, []
-    for line in lines:
-        try:
-            row = parse_line(line, header)
-        except ValueError:
-            broken.append(line)
-            continue
-        if row.number in rows:
-            broken.append(line)
-        rows[row.number] = row
-    return list(rows.values()), broken
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """The whole table, written whole or not at all."""
-    replace_file(path, HEADER + "".join(map(row_line, rows)))
-
-
-def keep_table(ledger: Ledger) -> None:
-    """Write results.tsv anew where it was deleted meanwhile."""
-    if not ledger.results.exists():
-        write_rows(ledger.results, ledger.rows)
+def print_table(ledger: Ledger) -> bool:
+    """Write results.tsv, whole or not at all. Returns whether it was another one."""
+    text = HEADER + "".join(map(row_line, ledger.rows))
+    if ledger.results.exists() and ledger.results.read_text(errors="replace") == text:
+        return False
+    replace_file(ledger.results, text)
+    return True
 
 
 def commit_results(repo: Repository, branch: str, message: str) -> None:
@@ -311,13 +292,16 @@ def keep_crashed(ledger: Ledger, number: int, attempt: int) -> None:
 
 
 def write_result(ledger: Ledger, row: Row, base: int, source: str, subject: str, facts: str) -> Row:
-    """The commit of an experiment again, with its row in the message; then the row. Returns it, with its commit."""
-    message = row_message(f"{row.number:04d}: {subject}", facts, row)
-    commit = commit_file(ledger.repo, parent_of(ledger, base), "train.py", source, message, ledger.ref(row.number))
+    """The commit of an experiment again, with its row in the message; then the row. Returns it, with its commit.
+
+    The order of the rows is that of the commits' dates, so each is later than the one before.
+    """
+    message, ref = row_message(f"{row.number:04d}: {subject}", facts, row), ledger.ref(row.number)
+    before = ledger.ref(ledger.rows[-1].number) if ledger.rows else ""
+    commit = commit_file(ledger.repo, parent_of(ledger, base), "train.py", source, message, ref, after=before)
     row = dataclasses.replace(row, commit=commit[:7])
-    keep_table(ledger)
-    append_line(ledger.results, row_line(row))
     ledger.rows.append(row)
+    print_table(ledger)
     return row
 
 
@@ -385,7 +369,7 @@ def read_experiment(ledger: Ledger, number: int, what: str) -> str:
 
 def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
     """What these experiments changed in train.py, by number, as far as their refs are there; one git call for all."""
-    there = set(experiment_refs(ledger.repo, ledger.tag))
+    there = experiment_refs(ledger.repo, ledger.tag)
     refs = [ledger.ref(number) for number in numbers if number in there]
     if not refs:
         return {}

@@ -1,12 +1,9 @@
 """
 progress.png: the best val_bpb so far as a line, every experiment as a dot, and names for the largest gains.
 
-    python -m autoresearch.record.progress results.tsv progress.png     # draw it again from a table
-
 The loop draws it in a thread, so this file uses matplotlib's figures and not pyplot, whose state is global.
 """
 
-import argparse
 import itertools
 import math
 import re
@@ -15,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from autoresearch.record.ledger import read_rows
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row
 from autoresearch.text import one_line, plural
 
@@ -228,18 +224,3 @@ def draw_progress(rows: list[Row], path: Path, confirmed: Confirmed | None = Non
     if figure := progress_figure(rows, confirmed):
         figure.savefig(path.with_suffix(".tmp"), format="png")
         path.with_suffix(".tmp").replace(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the curve of a search from its table.")
-    parser.add_argument("table", type=Path, help="results.tsv")
-    parser.add_argument("picture", type=Path, help="the PNG file")
-    names = ("BEST", "ERROR", "BASELINE")
-    parser.add_argument("--confirmed", type=float, nargs=3, metavar=names, help="on fresh seeds, if known")
-    args = parser.parse_args()
-    rows, _ = read_rows(args.table)
-    draw_progress(rows, args.picture, Confirmed(*args.confirmed) if args.confirmed else None)
-
-
-if __name__ == "__main__":
-    main()

@@ -28,8 +28,11 @@ class Now:
     waiting: list[str] = field(default_factory=list)  # descriptions
 
 
-def read_search(repo: Repository, tag: str) -> tuple[Ledger, Now]:
-    """Rows from the commits of the experiments, in the order of decision; runs and failures from the journal."""
+def read_ledger(repo: Repository, tag: str) -> tuple[Ledger, dict[int, str]]:
+    """A search: its rows from the commits of the experiments, in the order of decision, its runs from the journal.
+
+    And the descriptions of the experiments that have no verdict yet, by number.
+    """
     ledger, undecided = Ledger(repo, tag), {}
     read_journal(ledger)
     options = ["--sort=committerdate", "--format=%(refname)%00%(objectname)%00%(contents)%00"]
@@ -39,6 +42,13 @@ def read_search(repo: Repository, tag: str) -> tuple[Ledger, Now]:
             ledger.rows.append(row)
         else:
             undecided[int(ref.rpartition("/")[2])] = subject_of(message)
+    ledger.taken = {row.number for row in ledger.rows} | undecided.keys()
+    return ledger, undecided
+
+
+def read_search(repo: Repository, tag: str) -> tuple[Ledger, Now]:
+    """A search, and what goes on in it at this moment."""
+    ledger, undecided = read_ledger(repo, tag)
     return ledger, read_now(ledger, undecided)
 
 

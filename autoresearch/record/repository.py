@@ -231,26 +231,26 @@ def home_ref(tag: str) -> str:
     return f"refs/worktree/autoresearch/{tag}"
 
 
-def experiment_refs(repo: Repository, tag: str) -> dict[int, int]:
-    """The numbers of all experiments of a tag that have a commit, in order, and the second that each is of."""
-    lines = run_git(repo, "for-each-ref", "--format=%(refname) %(committerdate:unix)", f"refs/autoresearch/{tag}/")
-    pairs = [line.split() for line in lines.splitlines()]
-    return {int(ref.rpartition("/")[2]): int(second) for ref, second in pairs}
+def experiment_refs(repo: Repository, tag: str) -> list[int]:
+    """The numbers of all experiments of a tag that have a commit, in order."""
+    refs = run_git(repo, "for-each-ref", "--format=%(refname)", f"refs/autoresearch/{tag}/").split()
+    return [int(ref.rpartition("/")[2]) for ref in refs]
 
 
 # -----------------------------------------------------------------------------
 # Writing
 
 
-def commit_file(repo: Repository, parent: str, name: str, text: str, message: str, ref: str, merged: str = "") -> str:
+def commit_file(
+    repo: Repository, parent: str, name: str, text: str, message: str, ref: str, merged: str = "", after: str = ""
+) -> str:
     """Commit the tree of `parent` with `text` as its file `name`, and let `ref` point there. Returns the full hash.
 
-    `merged`: a second parent, whose tree has no part in it.
-    One git process does it all (git fast-import); nothing else changes: no index, no working tree. Where the clock was
-    set back, its date is a second later than the parent's: what was kept is read in this order.
+    `merged`: a second parent, whose tree has no part in it. `after`: a commit whose date is earlier, also where the
+    clock was set back. One git process does it all (git fast-import): no index and no working tree changes.
     """
-    now, before = int(time.time()), int(run_git(repo, "show", "-s", "--format=%ct", parent))
-    date = now if now >= before else before + 1
+    dates = run_git(repo, "show", "-s", "--format=%ct", parent, *([after] if after else [])).split()
+    date = max(int(time.time()), max(map(int, dates)) + bool(after))
     head = f"commit {ref}\nmark :1\ncommitter {committer(repo)} {date} +0000\n".encode()
     parents = f"from {parent}\n" + (f"merge {merged}\n" if merged else "")
     body = f"{parents}M 100644 inline {name}\n".encode()

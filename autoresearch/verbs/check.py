@@ -27,8 +27,8 @@ from autoresearch.guard import GB
 from autoresearch.loop import start
 from autoresearch.loop.proposers import PROPOSERS
 from autoresearch.loop.short_run import Line, Trial, short_run
+from autoresearch.record.reading import read_ledger, search_tags
 from autoresearch.record.repository import open_repository
-from autoresearch.row import parse_line
 from autoresearch.settings import Settings
 from autoresearch.text import plural
 
@@ -84,14 +84,10 @@ def disk_line() -> Line:
 
 
 def cost_of_a_proposal() -> float | None:
-    """US dollars, the mean of the last that were paid in this checkout, or None."""
-    path = ROOT / "results.tsv"
-    header, *lines = path.read_text().splitlines() if path.exists() else [""]
-    costs = []
-    for line in lines[-100:]:
-        with contextlib.suppress(ValueError):  # another version's
-            costs.append(parse_line(line, header).cost)
-    paid = [cost for cost in costs if cost > 0]
+    """US dollars, the mean of the last that were paid in the search that was last at work, or None."""
+    repo = open_repository(ROOT)
+    rows = read_ledger(repo, tags[0])[0].rows if (tags := search_tags(repo)) else []
+    paid = [row.cost for row in rows[-100:] if row.cost > 0]
     return statistics.mean(paid) if paid else None
 
 

@@ -5,7 +5,7 @@ propose: one real proposal, shown in full, and nothing trained. The first thing 
     python agent_loop.py propose                 # what came back: answers, tokens by kind, thinking, cost, the diff
     python agent_loop.py propose --no-check      # without the check of the edit for two steps on the CPU
 
-It reads train.py, program.md and results.tsv of this checkout, and writes only runs/propose/NNNN/ (and the notebook
+It reads train.py, program.md and the search of this checkout, and writes only runs/propose/NNNN/ (and the notebook
 there). Run twice within an hour, the second should read most of its input from the API's cache.
 """
 
@@ -27,8 +27,8 @@ from autoresearch.loop.start import check_proposer, new_session
 from autoresearch.nouns import Proposal
 from autoresearch.propose.anthropic import exchange_path, propose_by_claude
 from autoresearch.propose.context import Context, ProposalFailed, Refused
-from autoresearch.record.ledger import read_rows
-from autoresearch.record.repository import open_repository
+from autoresearch.record.reading import read_ledger
+from autoresearch.record.repository import current_branch, open_repository
 from autoresearch.row import Row
 
 # -----------------------------------------------------------------------------
@@ -69,7 +69,8 @@ def no_past(number: int, what: str) -> str:
 
 def make_context(session: Session, folder: Path, with_check: bool) -> Context:
     """The Context of a search that stands where this checkout does."""
-    rows, _ = read_rows(ROOT / "results.tsv")
+    repo = open_repository(ROOT)
+    rows = read_ledger(repo, current_branch(repo).removeprefix("autoresearch/") or "HEAD")[0].rows
     source = (ROOT / "train.py").read_text()
     return Context(
         number=max([row.number for row in rows], default=0) + 1,

@@ -29,7 +29,7 @@ STAGES = {  # stage: the places by which the engine calls it
     "run": [(slots, "run_of"), (running, "note_run")],
     "judge": [(verdicts, "judge_runs"), (knowledge, "pooled_noise")],
     "record": [(decide, "write_result")],
-    "table": [(ledger, "row_line")],
+    "table": [(ledger, "print_table")],
     "branch": [(decide, "move_branch")],
     "train.py": [(decide, "follow_best")],
     "draw": [(live, "draw_progress")],

@@ -155,14 +155,6 @@ def test_without_a_baseline_nothing_is_drawn(rows, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_picture_of_the_example_is_drawn_again(tmp_path, monkeypatch):
-    picture = tmp_path / "search.png"
-    table = str(ROOT / "docs" / "example" / "results.tsv")
-    monkeypatch.setattr(sys, "argv", ["progress", table, str(picture), "--confirmed", "1.5610", "0.0054", "1.9403"])
-    progress.main()
-    assert picture.read_bytes().startswith(b"\x89PNG") and [*tmp_path.iterdir()] == [picture]
-
-
 def test_pyplot_is_not_used():
     code = "import sys; from test_progress import *; progress_figure([BASELINE]).canvas.draw(); "
     code += "sys.exit('matplotlib.pyplot' in sys.modules)"

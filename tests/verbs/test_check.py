@@ -8,11 +8,11 @@ import sys
 from argparse import Namespace
 
 import pytest
-from loop_helpers import ROOT, git, make_repository, make_row
+from loop_helpers import ROOT, git, make_repository
+from searches import write_search
 
 from autoresearch.loop import short_run
 from autoresearch.loop.short_run import Trial
-from autoresearch.row import HEADER, row_line
 from autoresearch.run import gpu
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings
@@ -212,13 +212,13 @@ def test_memory_that_is_nearly_full_is_said():
 
 
 def test_dollars_are_those_of_the_last_proposals(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+    repo = make_repository(tmp_path / "repo")
+    monkeypatch.setattr(check, "ROOT", repo)
     line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
     assert line.facts["experiments"] == 80 - 9 and "known once one is paid" in line.text
-    rows = [make_row(number=number, cost=cost) for number, cost in enumerate((0.0, 0.5, 0.7))]
-    (tmp_path / "results.tsv").write_text(HEADER + "".join(map(row_line, rows)))
+    write_search(repo, 5)
     line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
-    assert line.facts["dollars"] == pytest.approx(0.6 * 71) and "$42.60 at $0.60 for a proposal" in line.text
+    assert line.facts["dollars"] == pytest.approx(0.05 * 71) and "$3.55 at $0.05 for a proposal" in line.text
     assert "dollars" not in check.estimate_line(8, Trial(run_seconds=360), Settings(), "constants").facts
 
 
