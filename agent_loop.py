@@ -29,7 +29,6 @@ import argparse
 import importlib
 import math
 import os
-import signal
 import sys
 import time
 from queue import Empty
@@ -50,12 +49,13 @@ from autoresearch.loop.session import Session, note_start, reload_program
 from autoresearch.loop.slots import make_slots
 from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
 from autoresearch.nouns import Proposal
-from autoresearch.process import GRACE
+from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger, commit_results, note, print_table
 from autoresearch.record.lines import live_view, results_message, summary
-from autoresearch.record.repository import STOP_SIGNALS, GitError, open_repository
+from autoresearch.record.repository import GitError, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.text import fail, one_line, plural
+from autoresearch.view import long_look, short_look, use_utf8
 
 VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
     "status": "autoresearch.verbs.status",
@@ -66,6 +66,7 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "ablate": "autoresearch.verbs.ablate",
     "promote": "autoresearch.verbs.promote",
 }
+SHORT = ("status", "report", "propose")  # they print and end; the others run for minutes or hours
 DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
@@ -146,8 +147,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     drawing = Drawing(session.log, ledger.repo, ledger.tag)
     restore_queue(ledger, queue, session.log)
     note_start(session, ledger, len(queue.slots))
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: session.stop.set())
+    stop_on_signals(session.stop)
     announce(session, ledger, queue)
     view = Live(
         get_renderable=lambda: live_view(live_lines(session, ledger, queue)),
@@ -218,11 +218,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    use_utf8()
+    verb = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in VERBS else ""
     try:
-        if sys.argv[1:2] and sys.argv[1] in VERBS:
-            importlib.import_module(VERBS[sys.argv[1]]).main(sys.argv[2:])
-        else:
-            search()
+        with short_look() if verb in SHORT else long_look():
+            importlib.import_module(VERBS[verb]).main(sys.argv[2:]) if verb else search()
     except (OSError, GitError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
         fail(f"{one_line(str(error))}; fix that and run the same command again")
 

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ from autoresearch import guard
 LOG_LIMIT = 10_000_000  # bytes of a log that are kept, besides its end
 TAIL = 100_000  # bytes of the end of a log: the summary, or the exception, which torch.compile makes long
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 LIBC = ctypes.CDLL(None)
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Set `stop` when a signal asks for the end; a hang-up does not, where nohup has it ignored."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
 
 
 @dataclass

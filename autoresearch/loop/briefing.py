@@ -161,4 +161,4 @@ def prepare_cpu_data() -> str:
         command = [sys.executable, str(ROOT / "prepare_data.py")]
         env = os.environ | {"AUTORESEARCH_SCALE": "cpu"}
         ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-        return "" if ended.returncode == 0 else f"no data for a check: {ended.stderr.strip()[-300:]}"
+        return "" if ended.returncode == 0 else f"no data for the cpu scale: {ended.stderr.strip()[-300:]}"

@@ -9,8 +9,6 @@ import math
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from rich.console import Console
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import check_scale
+from autoresearch.loop.briefing import prepare_cpu_data
 from autoresearch.loop.session import Options, Session, read_program
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
@@ -38,6 +37,7 @@ from autoresearch.record.repository import (
 )
 from autoresearch.settings import Settings
 from autoresearch.text import fail, one_line
+from autoresearch.view import listen
 
 TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
@@ -137,7 +137,8 @@ def check_data(tag: str, ray: str | None) -> str:
         fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
     if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
         print("preparing data from this Python's own standard library, once")
-        subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True)
+        if problem := prepare_cpu_data():
+            fail(problem)
     meta = prepare_data.read_meta()
     return f"{meta['source']}, scale {prepare_data.SCALE}, fingerprint {meta['fingerprint']}"
 
@@ -200,6 +201,7 @@ def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) ->
         vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
     )
     log = Log(Console(), ROOT / "runs" / args.tag / log_name)
+    listen(log.write)
     stamp = (ROOT / "program.md").stat().st_mtime_ns
     return Session(options, log, lock, settings, instructions, stamp)
 

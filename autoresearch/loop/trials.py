@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import signal
 import time
 from argparse import Namespace
 from collections import deque
@@ -33,11 +32,11 @@ from autoresearch.loop.session import Session
 from autoresearch.loop.slots import make_slots, start_run
 from autoresearch.loop.start import check_data, check_session_arguments, keep_fresh, locked, new_session
 from autoresearch.nouns import Proposal, RunResult, result_of
-from autoresearch.process import GRACE
+from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import live_view, progress_parts
 from autoresearch.record.reading import find_tag, read_search
-from autoresearch.record.repository import STOP_SIGNALS, open_repository
+from autoresearch.record.repository import open_repository
 from autoresearch.run.cluster import ClusterError
 from autoresearch.text import fail, one_line, plural
 from autoresearch.verbs.report import report_of_search
@@ -134,8 +133,7 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
         bench = Bench(session, ledger, slots, measure, ledger.folder / verb)
         bench.folder.mkdir(parents=True, exist_ok=True)
         read_journal(bench)
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: session.stop.set())
+        stop_on_signals(session.stop)
         try:
             yield bench
         except Stopped as stopped:

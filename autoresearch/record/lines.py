@@ -41,8 +41,8 @@ def cut(text: str, width: int) -> str:
 
 def say_result(log: Log, row: Row) -> None:
     """A result: as wide as the terminal there, whole in loop.log."""
-    log.show(result_line(row, log.width))
     log.write(result_line(row))
+    log.show(result_line(row, log.width))
 
 
 def progress_parts(line: str, seconds: float, scale: str) -> list[str]:

@@ -28,10 +28,10 @@ class Log:
     def write(self, text: str) -> None:
         """A line for the file only."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def say(self, text: str) -> None:
-        """A line for both."""
-        self.show(text)
+        """A line for both; the file comes first, as it is there for whoever looks later."""
         self.write(text)
+        self.show(text)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.files import stamp
+from autoresearch.process import STOP_SIGNALS
 from autoresearch.text import fail, one_line
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 LOCK_PATIENCE = 10.0  # seconds after which a lock file of git that no git process holds is taken for left behind
 # Of the user's configuration: no program of theirs runs inside our calls, and what we read looks the same everywhere.
 CONFIGURATION = {

@@ -164,9 +164,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     args, started = parse(arguments), time.monotonic()
     os.environ["AUTORESEARCH_STEPS"] = str(STEPS)  # before prepare_data is imported
-    out = os.fdopen(os.dup(1), "w")
+    out = sys.stdout
     if args.json:
-        os.dup2(2, 1)  # what else is printed, by whichever process, is not part of the JSON
+        sys.stdout = sys.stderr  # what else is printed is not part of the JSON
     lines = []
     with start.locked(ROOT / "runs", print):
         for line in all_lines(args):

@@ -5,7 +5,6 @@
 import argparse
 import json
 import shutil
-import signal
 import sys
 
 from autoresearch.files import ROOT
@@ -48,7 +47,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
     parser.add_argument("--json", action="store_true", help="as JSON: docs/status.md says what the keys mean")
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # status | head ends in silence
     repo = open_repository(ROOT)
     ledger, now = read_search(repo, find_tag(repo, args.tag))
     status = make_status(ledger, beliefs_of(ledger), now)
