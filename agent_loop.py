@@ -36,7 +36,7 @@ from queue import Empty
 from rich.live import Live
 
 from autoresearch.files import ROOT
-from autoresearch.judge.trust import keep_budget, load_measure
+from autoresearch.judge.trust import load_measure
 from autoresearch.loop import limits
 from autoresearch.loop.decide import decide
 from autoresearch.loop.faults import take_fault
@@ -234,13 +234,12 @@ def search() -> None:
     check_arguments(args)
     repo = open_repository(ROOT)
     args.tag = args.tag or default_tag(repo)
-    keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         session = make_session(args, repo, started, lock)
         repo.say = session.log.say
         queue = Queue(make_slots(args, session.options.scale, session.log))
         ledger = open_ledger(repo, args.tag, session.log)
-        session.measure = load_measure(ledger.folder, session.options.scale)
+        session.measure = load_measure(ledger.folder, session.options.scale, session.options.measured_budget)
         run_session(session, ledger, queue)
     if session.blocked:
         sys.exit(1)

@@ -37,7 +37,7 @@ SCORER = Scorer()
 
 def measure(source, seed, steps):
     """(val_bpb, steps, CPU seconds of the training) of a train.py text; steps 0: as many as the time budget allows."""
-    options = RunOptions("cpu", seed, 600, environment={"AUTORESEARCH_STEPS": str(steps)})
+    options = RunOptions("cpu", seed, 600, steps=steps)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = train_and_score(source, folder, options, scorer=SCORER)

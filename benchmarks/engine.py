@@ -91,7 +91,9 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from autoresearch.settings import KeepRule, Settings
 
     PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
-    options = Options("t", "simulated", "", experiments, None, math.inf, "cpu", 42, prepare_data.TIME_BUDGET, 128, 1024)
+    options = Options(
+        "t", "simulated", "", experiments, None, math.inf, "cpu", 42, prepare_data.TIME_BUDGET, 0, 128, 1024
+    )
     asked = {"look_ahead": 0, "proposers": 1} if serial else {"proposers": 64}
     settings = Settings(keep=KeepRule(max_runs=1, confirm_runs=0), **asked)
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"

@@ -11,7 +11,6 @@ Each check returns "" or one line that says why not. The number itself comes fro
 import json
 import lzma
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,17 +40,20 @@ class Measure:
     files: dict[str, list]  # evaluator and data, and what they were when the search began
 
 
-def load_measure(folder: Path, scale: str) -> Measure:
-    """What the first session of a search wrote down, or wrote down now. Ends the program if the data are damaged."""
+def load_measure(folder: Path, scale: str, budget: int) -> Measure:
+    """What the first session of a search wrote down, or wrote down now. Ends the program if the data are damaged.
+
+    `budget`: seconds of training of this session's runs; 0: by steps, whatever they take.
+    """
     data, path = data_root() / scale, folder / "measure.json"
     if problem := check_fingerprint(data):
         fail(problem)
     if path.exists():
         measure = Measure(path, scale, **json.loads(path.read_text()))
-        check_budget(measure, folder.name)
+        check_budget(measure, folder.name, budget)
         return measure
     files = measure_files(protected_files(data))
-    measure = Measure(path, scale, measure_expected(), files)
+    measure = Measure(path, scale, measure_expected(budget), files)
     save_measure(measure)
     return measure
 
@@ -62,15 +64,6 @@ def expected_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["expected"] if path.exists() else {}
 
 
-def keep_budget(folder: Path) -> None:
-    """Have a search's runs train as long as they did, like the demo's, where the user names no time.
-
-    It has to be asked before prepare_data.py is imported, which reads the variable.
-    """
-    if budget := expected_of(folder).get("time_budget"):
-        os.environ.setdefault("AUTORESEARCH_BUDGET", str(budget))
-
-
 def check_scale(folder: Path, scale: str) -> None:
     """End the program where the search in a folder is of another scale: no numbers would compare."""
     before = {"paced": "cpu", "wall": "h100"}.get(expected_of(folder).get("clock", ""), scale)
@@ -79,10 +72,10 @@ def check_scale(folder: Path, scale: str) -> None:
         fail(f"the search {folder.name} is of scale {before}, not {scale}; {mend}")
 
 
-def check_budget(measure: Measure, tag: str) -> None:
+def check_budget(measure: Measure, tag: str, now: int) -> None:
     """End the program where this session would train for another time than the search did: no numbers would compare."""
-    before, now = measure.expected["time_budget"], time_budget()
-    if before and now and before != now:  # 0: by steps
+    before = measure.expected["time_budget"]
+    if before and now and before != now:
         mend = f"AUTORESEARCH_BUDGET={before}, or start another --tag"
         fail(f"the runs of search {tag} train for {before} s, not {now} s; {mend}")
 
@@ -140,25 +133,21 @@ MORE_WORK = 1.4  # times the CPU time of the baseline's run: a clock that was sl
 SQUEEZE = 0.25  # a model may be so much better than lzma, and no more: the best public one is at 0.4
 
 
-def measure_expected() -> dict:
-    """What holds for every honest run on this machine's data. The scale is prepare_data's."""
+def measure_expected(budget: int) -> dict:
+    """What holds for every honest run on this machine's data. The scale is prepare_data's.
+
+    `budget`: seconds of training; 0: by steps, whatever they take.
+    """
     import prepare_data
 
     return {
         "lowest_bpb": lowest_believable(prepare_data.load_rows("val"), prepare_data.Tokenizer.from_directory()),
-        "time_budget": time_budget(),
+        "time_budget": budget,
         "clock": "paced" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, once it has run
         "cpu_seconds": None,  # likewise
         "pace_seconds": None,  # likewise
     }
-
-
-def time_budget() -> int:
-    """Seconds of training of this session's runs; 0: by steps, whatever they take."""
-    import prepare_data
-
-    return 0 if prepare_data.STEPS else prepare_data.TIME_BUDGET
 
 
 def lowest_believable(rows: numpy.ndarray, tokenizer: "Tokenizer", size: int = 1_000_000) -> float:

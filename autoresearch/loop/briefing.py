@@ -22,11 +22,10 @@ from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.limits import proposals_to_come
-from autoresearch.loop.session import Session
+from autoresearch.loop.session import Session, run_options
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger, read_diffs, read_experiment
 from autoresearch.run.scoring import Scorer, train_and_score
-from autoresearch.run.training import RunOptions
 
 CHECK_STEPS = 2  # optimizer steps of a check
 CHECK_SECONDS = 120.0  # of a check, after which it counts as broken off; it takes some ten seconds on a quiet core
@@ -128,18 +127,9 @@ def gpu_text() -> str:
 
 def make_check(session: Session) -> Callable[[str], RunResult]:
     """A function that runs a train.py for a few steps at the cpu scale and scores it, beside the trainings."""
-    environment = {
-        "AUTORESEARCH_STEPS": str(CHECK_STEPS),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    options = RunOptions(
-        scale="cpu",
-        seed=session.options.seed,
-        kill_after=CHECK_SECONDS,
-        sandbox=session.settings.sandbox,
-        memory_gb=session.settings.memory_gb,
-        environment=environment,
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    options = run_options(
+        session, scale="cpu", steps=CHECK_STEPS, budget=None, kill_after=CHECK_SECONDS, environment=environment
     )
 
     def check(source: str) -> RunResult:

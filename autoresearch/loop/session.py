@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import Measure
@@ -19,6 +19,7 @@ from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, note
 from autoresearch.record.log import Log
 from autoresearch.run import sandbox
+from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings, flat, parse_program
 
 
@@ -35,8 +36,14 @@ class Options:
     scale: str
     seed: int
     time_budget: int  # seconds of training
+    steps: int  # of training, instead of that; 0: by time
     max_seq_len: int
     vocab_size: int
+
+    @property
+    def measured_budget(self) -> int:
+        """Seconds of training that a run is held to; 0: by steps, whatever they take."""
+        return 0 if self.steps else self.time_budget
 
 
 @dataclass
@@ -59,6 +66,21 @@ class Session:
     @property
     def ending(self) -> bool:
         return self.stop.is_set() or bool(self.blocked)
+
+
+def run_options(session: Session, **own: Any) -> RunOptions:
+    """The options of a run in this session; `own`: what this run has of its own."""
+    options, settings = session.options, session.settings
+    shared = RunOptions(
+        scale=options.scale,
+        seed=options.seed,
+        kill_after=settings.seconds_of_run(options.time_budget),
+        sandbox=settings.sandbox,
+        budget=options.time_budget,
+        steps=options.steps,
+        memory_gb=settings.memory_gb,
+    )
+    return dataclasses.replace(shared, **own)
 
 
 def note_start(session: Session, ledger: Ledger, slots: int) -> None:

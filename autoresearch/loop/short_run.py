@@ -17,10 +17,10 @@ from autoresearch.judge import trust
 from autoresearch.judge.static_check import audit_source
 from autoresearch.judge.trust import believe, load_measure
 from autoresearch.loop.inflight import Slot
+from autoresearch.loop.session import Options, Session, run_options
 from autoresearch.nouns import RunResult
 from autoresearch.run import gpu, probe, sandbox
 from autoresearch.run.training import RunOptions, run_training
-from autoresearch.settings import Settings
 
 FOLDER = ROOT / "runs" / "check"  # where the logs are left
 PROBE_SECONDS, RUN_SECONDS = 120.0, 400.0  # at most; compiling takes 70 s on a slow host
@@ -48,11 +48,9 @@ class Trial:
     run_seconds: float = 0.0  # wall-clock of a whole run; 0: the short one failed
 
 
-def short_run(settings: Settings, steps: int, trial: Trial) -> Iterator[Line]:
+def short_run(session: Session, trial: Trial) -> Iterator[Line]:
     """Every line about the machine. What is known of a whole run is put into `trial`."""
-    import prepare_data
-
-    options = RunOptions(prepare_data.SCALE, prepare_data.SEED, PROBE_SECONDS, settings.sandbox, settings.memory_gb)
+    options = run_options(session, kill_after=PROBE_SECONDS)
     if options.scale != "cpu":
         yield from card_lines()
     seen, problem = look_from_inside(options)
@@ -61,7 +59,7 @@ def short_run(settings: Settings, steps: int, trial: Trial) -> Iterator[Line]:
         return
     yield from inside_lines(seen, options)
     if options.scale == "cpu" or seen.get("gpu"):
-        yield from training_lines(replace(options, kill_after=RUN_SECONDS), steps, seen, trial)
+        yield from training_lines(session, replace(options, kill_after=RUN_SECONDS), seen, trial)
 
 
 # -----------------------------------------------------------------------------
@@ -162,15 +160,15 @@ def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
 # Some steps of train.py
 
 
-def training_lines(options: RunOptions, steps: int, seen: dict[str, Any], trial: Trial) -> Iterator[Line]:
+def training_lines(session: Session, options: RunOptions, seen: dict[str, Any], trial: Trial) -> Iterator[Line]:
     """What comes of a short run of train.py as it lies there, made and judged as in a search."""
     source = (ROOT / "train.py").read_text()
     if problem := audit_source(source, source):
         yield Line("train.py", "wrong", problem, "git restore train.py")
         return
-    folder = FOLDER / "steps"
+    folder, steps = FOLDER / "steps", options.steps
     (FOLDER / "measure.json").unlink(missing_ok=True)
-    measure = load_measure(FOLDER, options.scale)
+    measure = load_measure(FOLDER, options.scale, session.options.measured_budget)
     clocks = gpu.Clocks(asked=options.scale != "cpu", every=0.5)
     result = Slot().train(source, folder, options, lambda: False, lambda line: clocks.look())
     log = (folder / "run.log").read_text(errors="replace")
@@ -184,7 +182,7 @@ def training_lines(options: RunOptions, steps: int, seen: dict[str, Any], trial:
         yield Line(f"{steps} steps", "wrong", f"{result.status}: {result.error}", f"read {folder / 'run.log'}")
         return
     yield speed_line(log, result, steps, seen, clocks)
-    yield overhead_line(result, folder, options.scale, trial)
+    yield overhead_line(result, folder, session.options, trial)
     yield Line("scorer", "ok", f"val_bpb {result.val_bpb:.4f} after {steps} steps is believed")
 
 
@@ -211,19 +209,17 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
     return Line(f"{steps} steps", "ok", text, "", facts)
 
 
-def overhead_line(result: RunResult, folder: Path, scale: str, trial: Trial) -> Line:
+def overhead_line(result: RunResult, folder: Path, options: Options, trial: Trial) -> Line:
     """What a run takes besides its training, of it the scorer, which does all its work in a short run too."""
-    import prepare_data
-
     record = trust.read_record(folder)
     assert record, "believe() has seen it"
     trained = trust.elapsed(record, "clock_started", "evaluated", "wall")
     outside = result.slot_seconds - trained
-    pace = trained / result.printed["training_seconds"] if scale == "cpu" else 1.0  # of this machine's seconds
-    trial.run_seconds = prepare_data.TIME_BUDGET * pace + outside
+    pace = trained / result.printed["training_seconds"] if options.scale == "cpu" else 1.0  # of this machine's seconds
+    trial.run_seconds = options.time_budget * pace + outside
     facts = {"overhead_seconds": outside, "evaluation_seconds": result.extra_seconds, "run_seconds": trial.run_seconds}
     text = f"{outside:.0f} s outside training, {result.extra_seconds:.0f} of them the scorer: "
     text += f"a run takes {trial.run_seconds:.0f} s"
-    if scale != "cpu" and outside > LONG_START:
+    if options.scale != "cpu" and outside > LONG_START:
         return Line("a whole run", "slow", text, "run check again: the first run compiles for all that follow", facts)
     return Line("a whole run", "ok", text, "", facts)

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from autoresearch.judge.trust import start_limit
 from autoresearch.loop.inflight import Slot, Task, Train
-from autoresearch.loop.session import Session
+from autoresearch.loop.session import Session, run_options
 from autoresearch.nouns import FRESH, Run, RunResult
 from autoresearch.record.log import Log
 from autoresearch.run import cluster
-from autoresearch.run.training import RunOptions
 from autoresearch.text import fail
 
 # -----------------------------------------------------------------------------
@@ -72,13 +71,9 @@ def start_run(
     session: Session, slot: Slot, task: Task, folder: Path, slots: int, ended: Callable[[RunResult | Exception], None]
 ) -> None:
     """Train once in a thread, then have ended() called in the loop's, with the result or with what was raised."""
-    settings = session.settings
-    options = RunOptions(
-        scale=session.options.scale,
+    options = run_options(
+        session,
         seed=task.seed,
-        kill_after=settings.seconds_of_run(session.options.time_budget),
-        sandbox=settings.sandbox,
-        memory_gb=settings.memory_gb,
         runs_at_once=slots,
         environment=slot.environment,
         test=task.purpose in (*FRESH, "test"),

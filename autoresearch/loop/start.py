@@ -18,7 +18,7 @@ from typing import TextIO
 from rich.console import Console
 
 from autoresearch.files import ROOT
-from autoresearch.judge.trust import check_scale
+from autoresearch.judge.trust import check_scale, expected_of
 from autoresearch.loop.briefing import prepare_cpu_data
 from autoresearch.loop.session import Options, Session, read_program
 from autoresearch.propose.api import check_model
@@ -40,6 +40,7 @@ from autoresearch.text import fail, one_line
 from autoresearch.view import listen
 
 TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
+NOT_ASKED = {"proposer": "constants", "command": "", "experiments": None, "max_cost": None, "hours": None}
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
 LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 
@@ -53,6 +54,8 @@ def check_arguments(args: Namespace) -> None:
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
     check_tag(args.tag)
     check_session_arguments(args)
+    if args.proposer == "command" and not args.command:
+        fail("--proposer command needs --command '...'")
     for name, least in (("experiments", 1), ("max_cost", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
@@ -68,11 +71,9 @@ def check_tag(tag: str | None) -> None:
 
 
 def check_session_arguments(args: Namespace) -> None:
-    """What a search, `ablate` and `promote` are all asked: how long, by whom, and where."""
+    """What a search, `ablate` and `promote` are all asked: how long, and where."""
     if args.hours is not None and not args.hours > 0:
         fail(f"--hours {args.hours} is not more than 0")
-    if args.proposer == "command" and not args.command:
-        fail("--proposer command needs --command '...'")
     check_slots(args)
 
 
@@ -184,9 +185,11 @@ def make_session(args: Namespace, repo: Repository, started: float, lock: TextIO
 
 def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) -> Session:
     """The session of a command line whose parts were checked."""
-    settings, instructions = check_program(args.max_cost)
     import prepare_data
 
+    args = Namespace(**NOT_ASKED | vars(args))
+    settings, instructions = check_program(args.max_cost)
+    before = None if os.environ.get("AUTORESEARCH_BUDGET") else expected_of(ROOT / "runs" / args.tag).get("time_budget")
     options = Options(
         tag=args.tag,
         proposer=args.proposer,
@@ -196,7 +199,8 @@ def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) ->
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         scale=prepare_data.SCALE,
         seed=prepare_data.SEED,
-        time_budget=prepare_data.TIME_BUDGET,
+        time_budget=before or prepare_data.TIME_BUDGET,  # a search goes on with its own, like the demo's
+        steps=prepare_data.STEPS,
         max_seq_len=prepare_data.MAX_SEQ_LEN,
         vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,
     )

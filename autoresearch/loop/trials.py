@@ -24,7 +24,7 @@ from typing import Any
 from rich.live import Live
 
 from autoresearch.files import ROOT, append_line, replace_file
-from autoresearch.judge.trust import Measure, believe, changed_measure, keep_budget, load_measure
+from autoresearch.judge.trust import Measure, believe, changed_measure, load_measure
 from autoresearch.loop import limits
 from autoresearch.loop.inflight import Candidate, Slot, Task
 from autoresearch.loop.live import draw
@@ -65,10 +65,6 @@ class Trial:
         length = f"{self.steps}steps" if self.steps else f"{self.budget}s"
         return f"{hashlib.sha256(self.source.encode()).hexdigest()[:12]}-seed{self.seed}-{length}"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"AUTORESEARCH_STEPS": str(self.steps or ""), "AUTORESEARCH_BUDGET": str(self.budget)}
-
 
 @dataclass
 class Bench:
@@ -81,9 +77,6 @@ class Bench:
     folder: Path
     done: dict[str, RunResult] = field(default_factory=dict)  # by key
     plans: list[dict] = field(default_factory=list)  # as they were noted, oldest first
-
-    def __post_init__(self) -> None:
-        self.environments = [dict(slot.environment) for slot in self.slots]
 
     @property
     def journal(self) -> Path:
@@ -118,17 +111,15 @@ class Stopped(Exception):
 def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     """Everything that trials need, checked first. What stops them ends the program in one line."""
     started = time.time()
-    args = Namespace(**{"proposer": "constants", "command": "", "experiments": None, "max_cost": None} | vars(args))
     check_session_arguments(args)
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
-    keep_budget(ROOT / "runs" / args.tag)
     with locked(ROOT / "runs", print) as lock:
         check_data(args.tag, args.ray)
         session = new_session(args, started, lock, f"{verb}.log")
         ledger, _ = read_search(repo, args.tag)
         check_search(ledger, session.options.scale)
-        measure = load_measure(ledger.folder, session.options.scale)
+        measure = load_measure(ledger.folder, session.options.scale, session.options.measured_budget)
         slots = make_slots(args, session.options.scale, session.log)
         bench = Bench(session, ledger, slots, measure, ledger.folder / verb)
         bench.folder.mkdir(parents=True, exist_ok=True)
@@ -262,19 +253,18 @@ def duration(seconds: float) -> str:
 
 def fill(bench: Bench, waiting: deque[Trial]) -> None:
     """Give every idle slot its next trial."""
-    for slot, environment in zip(bench.slots, bench.environments, strict=True):
+    for slot in bench.slots:
         if slot.task or not waiting or why_stop(bench, waiting[0]):
             continue
         if problem := changed_measure(bench.measure):
             fail(problem)
         limits.wait_for_room(bench.session, bench.folder)
         trial = waiting.popleft()
-        options = dataclasses.replace(bench.session.options, time_budget=trial.budget)
+        options = dataclasses.replace(bench.session.options, time_budget=trial.budget, steps=trial.steps)
         settings = bench.session.settings
         if trial.budget > bench.budget:  # the setting was made for runs of the search
             settings = dataclasses.replace(settings, kill_after=None)
         session = dataclasses.replace(bench.session, options=options, settings=settings, measure=bench.measure)
-        slot.environment = environment | trial.environment
         task = Task(
             Candidate(0, Proposal(trial.what, trial.source), 0), trial.seed, "test" if trial.tested else "prove"
         )

@@ -46,7 +46,6 @@ from autoresearch.text import fail, one_line
 
 # What a run and its scorer are made of.
 FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py", "autoresearch/judge/*.py")
-CARRIED = ("AUTORESEARCH_BUDGET", "AUTORESEARCH_STEPS")  # variables that a run gets from the loop, not from its node
 RETURNED = ("run.log", RECORD)  # files that come back from a run
 MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for the cause
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
@@ -117,13 +116,12 @@ def check_address(address: str) -> None:
 
 def run_variables(scale: str) -> dict[str, str]:
     """The environment that is the same on all nodes."""
-    carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
     threads = {"OMP_NUM_THREADS": "1"} if scale == "cpu" else {}
     workers = {
         "RAY_kill_child_processes_on_worker_exit": "0",  # the guard would be killed, before it has ended its run
         "RAY_worker_niceness": "0",  # by default 15, and a run would inherit that
     }
-    return {"AUTORESEARCH_SCALE": scale} | carried | threads | workers
+    return {"AUTORESEARCH_SCALE": scale} | threads | workers
 
 
 def slot_kind(scale: str) -> str:

@@ -22,6 +22,7 @@ SOURCE = ""  # the train.py
 HEADING = "=== profile"  # what follows in the log is the profile
 WARM, TIMED, PROFILED = 5, 10, 10  # steps, one after the other
 ROWS = 25  # of the table
+STEPS = 1000  # that its run is given, so that slow steps do not use up the budget first
 
 
 def profile_source(source: str) -> str:
@@ -151,7 +152,6 @@ def table(profiler: Any, steps: int) -> list[str]:
 
 
 def main() -> None:
-    os.environ["AUTORESEARCH_STEPS"] = "1000"  # so that slow steps do not use up the budget first
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     import prepare_data

@@ -45,7 +45,7 @@ class Scorer:
         command = [sys.executable, "-P", "-m", MODULE]
         limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once)
         shown = [ROOT / "prepare_data.py", ROOT / "autoresearch", data_root() / options.scale]
-        environment = safe_environment(options.scale, options.seed, caches) | options.environment
+        environment = safe_environment(options, caches)
         with open(folder / "scorer.log", "wb") as log:
             self.process = subprocess.Popen(
                 sandbox.command_line(command, folder, shown, caches, options.sandbox, 0, limits),

@@ -27,7 +27,7 @@ CHAINED = re.compile(
     r"^(During handling of the above exception|The above exception was the direct cause)", re.MULTILINE
 )
 SAFE_VARIABLES = re.compile(
-    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|AUTORESEARCH_\w+"
+    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|AUTORESEARCH_DATA_DIR"
     r"|CUDA_\w+|NVIDIA_\w+|(PY)?TORCH(INDUCTOR)?_\w+|TRITON_\w+|OMP_\w+|MKL_\w+"
 )
 
@@ -40,6 +40,8 @@ class RunOptions:
     seed: int
     kill_after: float  # seconds of wall-clock time
     sandbox: str = "auto"  # the setting
+    budget: int | None = None  # seconds of training; None: the scale's
+    steps: int = 0  # of training, instead of the budget
     memory_gb: float | None = None  # of the machine; None: a share of half of it
     runs_at_once: int = 1  # that share the machine
     environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
@@ -111,18 +113,23 @@ def parse_losses(log: str, points: int = 12) -> list[tuple[float, float]]:
 # One training
 
 
-def safe_environment(scale: str, seed: int, caches: Path) -> dict[str, str]:
-    """The variables that a training may see: a list of what is let through, so that no secret is forgotten."""
+def safe_environment(options: RunOptions, caches: Path) -> dict[str, str]:
+    """The variables that a training may see: a list of what is let through, so that no secret is forgotten.
+
+    What prepare_data.py reads is of the options alone, whatever this process was started with.
+    """
     env = {name: value for name, value in os.environ.items() if SAFE_VARIABLES.fullmatch(name)}
     own = {
-        "AUTORESEARCH_SCALE": scale,
-        "AUTORESEARCH_SEED": str(seed),
+        "AUTORESEARCH_SCALE": options.scale,
+        "AUTORESEARCH_SEED": str(options.seed),
         "PYTHONPATH": str(ROOT),  # where prepare_data.py is
         "PYTHONUNBUFFERED": "1",
     }
-    if scale == "cpu":  # processes that compile would count as work that slows the clock down
+    own |= {"AUTORESEARCH_BUDGET": str(options.budget)} if options.budget else {}
+    own |= {"AUTORESEARCH_STEPS": str(options.steps)} if options.steps else {}
+    if options.scale == "cpu":  # processes that compile would count as work that slows the clock down
         own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    return env | sandbox.environment(caches) | own
+    return env | sandbox.environment(caches) | own | options.environment
 
 
 def run_training(
@@ -146,7 +153,7 @@ def run_training(
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
     limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
     caches = sandbox.compile_caches(folder, options.scale)
-    environment = safe_environment(options.scale, options.seed, caches) | options.environment
+    environment = safe_environment(options, caches)
     environment["AUTORESEARCH_RECORD"] = RECORD
     if options.start_limit:
         environment["AUTORESEARCH_START_LIMIT"] = str(round(options.start_limit))

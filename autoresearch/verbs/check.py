@@ -115,7 +115,7 @@ def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str)
 # Command line
 
 
-def all_lines(args: argparse.Namespace) -> Iterator[Line]:
+def all_lines(args: argparse.Namespace, lock: TextIO) -> Iterator[Line]:
     """Every line, as soon as it is known."""
     wrong = set()
     for line in cheap_lines(args):
@@ -124,11 +124,12 @@ def all_lines(args: argparse.Namespace) -> Iterator[Line]:
     if wrong & {"git", "program.md", "prepared data", "disk"}:
         yield Line("short run", "wrong", "train.py was not tried", "mend what is wrong above first")
         return
-    settings, _ = start.check_program(args.max_cost)
+    session = start.new_session(argparse.Namespace(**vars(args) | {"tag": "check"}), time.time(), lock, "check.log")
+    session.options = dataclasses.replace(session.options, steps=STEPS)
     trial = Trial()
-    yield from short_run(settings, STEPS, trial)
+    yield from short_run(session, trial)
     if trial.run_seconds:
-        yield estimate_line(args.hours, trial, settings, args.proposer)
+        yield estimate_line(args.hours, trial, session.settings, args.proposer)
 
 
 def show(line: Line) -> None:
@@ -163,13 +164,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args, started = parse(arguments), time.monotonic()
-    os.environ["AUTORESEARCH_STEPS"] = str(STEPS)  # before prepare_data is imported
     out = sys.stdout
     if args.json:
         sys.stdout = sys.stderr  # what else is printed is not part of the JSON
     lines = []
-    with start.locked(ROOT / "runs", print):
-        for line in all_lines(args):
+    with start.locked(ROOT / "runs", print) as lock:
+        for line in all_lines(args, lock):
             lines.append(line)
             if not args.json:
                 show(line)

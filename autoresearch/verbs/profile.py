@@ -11,15 +11,16 @@ import argparse
 import re
 import shutil
 import sys
+import time
 
 from autoresearch.files import ROOT, replace_file
 from autoresearch.loop.inflight import Slot
-from autoresearch.loop.start import check_data, check_program, locked
+from autoresearch.loop.session import Session, run_options
+from autoresearch.loop.start import check_data, locked, new_session
 from autoresearch.record.ledger import Ledger, profile_path
 from autoresearch.record.reading import find_tag
 from autoresearch.record.repository import Repository, commit_of, open_repository, run_git
-from autoresearch.run.profile_steps import profile_source, read_profile
-from autoresearch.run.training import RunOptions
+from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.text import fail, one_line
 
 
@@ -32,18 +33,9 @@ def best_number(repo: Repository, tag: str) -> int:
     return numbers[0] if numbers else fail(f"the search {tag} has no baseline yet")
 
 
-def make_profile(ledger: Ledger, number: int) -> None:
+def make_profile(session: Session, ledger: Ledger, number: int) -> None:
     """Run the steps here and now. Ends the program with one line if they cannot be profiled."""
-    import prepare_data
-
-    settings, _ = check_program(None)
-    options = RunOptions(
-        scale=prepare_data.SCALE,
-        seed=prepare_data.SEED,
-        kill_after=settings.seconds_of_run(prepare_data.TIME_BUDGET),
-        sandbox=settings.sandbox,
-        memory_gb=settings.memory_gb,
-    )
+    options = run_options(session, steps=STEPS)
     folder = ledger.experiment_folder(number) / "profile"  # beside the experiment's runs
     source = profile_source(ledger.source_of(number))
     result = Slot().train(source, folder, options, lambda: False, lambda line: None)
@@ -61,15 +53,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--experiment", type=int, metavar="N", help="of this one (default: the best)")
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)
-    tag = find_tag(repo, args.tag)
+    args.tag = tag = find_tag(repo, args.tag)
     ledger = Ledger(repo, tag)
     number = best_number(repo, tag) if args.experiment is None else args.experiment
     if not commit_of(repo, ledger.ref(number)):
         fail(f"there is no experiment {number} of the search {tag}")
     path = profile_path(ledger, number)
     if not path.is_file():
-        with locked(ROOT / "runs", print):
+        with locked(ROOT / "runs", print) as lock:
             check_data(tag, None)
             print(f"profiling experiment {number}: some steps of its train.py", file=sys.stderr)
-            make_profile(ledger, number)
+            make_profile(new_session(args, time.time(), lock, "profile.log"), ledger, number)
     print(f"experiment {number} of {ledger.branch}, kept in {path.relative_to(ROOT)}\n\n{path.read_text()}", end="")

@@ -37,9 +37,8 @@ from autoresearch.row import Row
 
 def make_session(max_cost: float | None) -> Session:
     """What the loop would know of program.md and of this machine."""
-    asked = {"tag": "propose", "proposer": "anthropic", "command": "", "max_cost": max_cost}
+    args = argparse.Namespace(tag="propose", proposer="anthropic", max_cost=max_cost)
     lock = open(os.devnull)  # noqa: SIM115 (a session wants one; nothing is locked here)
-    args = argparse.Namespace(**asked, experiments=None, hours=None)
     return new_session(args, time.time(), lock, "loop.log")
 
 

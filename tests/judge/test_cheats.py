@@ -59,7 +59,7 @@ def small(prepared, tmp_path_factory):
 @pytest.fixture
 def expected(small, monkeypatch):
     monkeypatch.setattr(prepare_data, "DATA_DIR", small / "cpu")
-    return trust.measure_expected()
+    return trust.measure_expected(20)
 
 
 def child(folder, module_folder, environment):
@@ -220,10 +220,10 @@ def victim(tmp_path, monkeypatch):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def run_cheat(path, tmp_path, victim, mode):
+def run_cheat(path, tmp_path, victim, mode, steps=0):
     source = apply_patch(path).replace("VICTIM", str(victim))
     kill_after = 2 if "timeout" in expectations(path) else 60
-    result = run_training(source, tmp_path / "run", RunOptions("cpu", 1, kill_after, mode, limits=BOUNDS))
+    result = run_training(source, tmp_path / "run", RunOptions("cpu", 1, kill_after, mode, steps=steps, limits=BOUNDS))
     assert "hush-hush" not in result.tail
     return result
 
@@ -242,9 +242,8 @@ def test_the_guard_ends_it(path, mode, tmp_path, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [inside])
 @pytest.mark.parametrize("path", cheats("sandbox"))
-def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim, monkeypatch):
-    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
-    result = run_cheat(path, tmp_path, victim, mode)
+def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim):
+    result = run_cheat(path, tmp_path, victim, mode, steps=2)
     assert result.status == "crash" and re.search(expectations(path)["sandbox"], result.error)
 
 
@@ -253,9 +252,8 @@ def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim, monkeypatch):
 @pytest.mark.parametrize("path", cheats("twice"))
 def test_nothing_is_carried_from_run_to_run(path, mode, small, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
-    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
     for name in ("first", "second"):
-        result = run_training(apply_patch(path), tmp_path / name, RunOptions("cpu", 1, 60, mode))
+        result = run_training(apply_patch(path), tmp_path / name, RunOptions("cpu", 1, 60, sandbox=mode, steps=2))
         assert result.status == "ok" and expectations(path)["twice"] not in result.tail
 
 
@@ -263,9 +261,8 @@ def test_nothing_is_carried_from_run_to_run(path, mode, small, tmp_path, monkeyp
 @pytest.mark.parametrize("mode", [inside, "off"])
 def test_a_real_run_is_believed(small, expected, mode, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
-    monkeypatch.setenv("AUTORESEARCH_STEPS", "2")
     with contextlib.closing(Scorer()) as own:
-        result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, mode), scorer=own)
+        result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, sandbox=mode, steps=2), scorer=own)
     assert result.status == "ok", result.tail
     assert 1 < result.val_bpb < 4 and sorted(path.name for path in (tmp_path / "run").iterdir()) == LEFT
     assert check_result(result, trust.read_record(tmp_path / "run"), expected, trust.LIMITS["cpu"]) == ""

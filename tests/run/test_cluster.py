@@ -42,7 +42,6 @@ def machines(prepared, scratch):
     from ray.cluster_utils import Cluster
 
     patch, machines = pytest.MonkeyPatch(), Cluster()
-    patch.setenv("AUTORESEARCH_STEPS", "2")
     patch.setenv("TMPDIR", str(scratch))
     try:
         machines.add_node(**NODE | {"num_cpus": 0, "num_gpus": 2}, include_dashboard=False)
@@ -59,7 +58,7 @@ def machines(prepared, scratch):
 def run(machines, tmp_path):
     def run_source(source, folder=tmp_path / "run", **options):
         callbacks = {name: options.pop(name) for name in ("should_stop", "on_progress", "say") if name in options}
-        made = RunOptions(**{"scale": "cpu", "seed": 7, "kill_after": 60} | options)
+        made = RunOptions(**{"scale": "cpu", "seed": 7, "kill_after": 60, "steps": 2} | options)
         fingerprint = prepare_data.read_meta()["fingerprint"]
         return cluster.run_on_cluster(source, folder, made, expected_fingerprint=fingerprint, **callbacks)
 
@@ -102,7 +101,7 @@ def sleeper(nap: str) -> str:
 def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
     source = "import os\nprint('priority', os.nice(0))" + STUB
     with contextlib.closing(Scorer()) as scorer:
-        here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 60), scorer=scorer)
+        here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 60, steps=2), scorer=scorer)
     there = run(source)
     assert there.measured.pop("cpu_seconds") > 0 and here.measured.pop("cpu_seconds") > 0
     same = {"seconds": 0, "extra_seconds": 0, "tail": "", "val_bpb": 0}  # of a stub, which has no model: NaN
@@ -115,7 +114,7 @@ def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
 def test_a_training_on_a_node_is_scored_and_believed(run, tmp_path):
     shown = []
     result = run((ROOT / "train.py").read_text(), kill_after=120, on_progress=shown.append)
-    record, expected = trust.read_record(tmp_path / "run"), trust.measure_expected()
+    record, expected = trust.read_record(tmp_path / "run"), trust.measure_expected(0)
     assert (result.status, result.printed["num_steps"]) == ("ok", 2), result.error
     assert trust.check_result(result, record, expected, trust.LIMITS["cpu"]) == ""
     assert shown[0] == "waiting for a node"

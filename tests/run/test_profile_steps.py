@@ -5,10 +5,10 @@ import ast
 import pytest
 from loop_helpers import ROOT, STUB
 
-from autoresearch.run.profile_steps import profile_source, read_profile
+from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.run.training import RunOptions, run_training
 
-OPTIONS = RunOptions(scale="cpu", seed=42, kill_after=300)
+OPTIONS = RunOptions(scale="cpu", seed=42, kill_after=300, steps=STEPS)
 
 
 def test_the_train_py_is_in_the_file_as_it_is():

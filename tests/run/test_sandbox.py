@@ -483,10 +483,13 @@ def test_the_sandbox_costs_less_than_a_fifth_of_a_second(run, mode):
 @needs_bubblewrap
 def test_a_real_training_gives_the_same_number_inside(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(prepared.parent))
-    monkeypatch.setenv("AUTORESEARCH_STEPS", "3")
     source, results = (ROOT / "train.py").read_text(), []
     for mode in ("on", "off"):
         with contextlib.closing(Scorer()) as scorer:
-            results.append(train_and_score(source, tmp_path / mode, RunOptions("cpu", 7, 100, mode), scorer=scorer))
+            results.append(
+                train_and_score(
+                    source, tmp_path / mode, RunOptions("cpu", 7, 100, sandbox=mode, steps=3), scorer=scorer
+                )
+            )
     assert [result.status for result in results] == ["ok", "ok"], results
     assert results[0].val_bpb == results[1].val_bpb > 0

@@ -1,5 +1,6 @@
 """One run: real processes that hang, fork, shout, crash and look for secrets, with bubblewrap and without."""
 
+import ast
 import math
 import random
 import sys
@@ -174,3 +175,17 @@ def test_a_long_traceback_keeps_the_lines_of_train_py():
     assert len(text) < 2 * training.TRACEBACK and text.startswith("Traceback") and text.endswith("InductorError: no")
     assert all(ours.format(number) in text for number in (7, 8, 9)) and "Unsupported: a graph break" in text
     assert "frames of libraries are left out" in text
+
+
+def test_budget_steps_and_seed_are_those_of_the_options(tmp_path, monkeypatch):
+    """Also where this process was started with others: a run is told what it shall do, it does not find it."""
+    for name in ("BUDGET", "STEPS", "SEED", "RECORD", "START_LIMIT"):
+        monkeypatch.setenv(f"AUTORESEARCH_{name}", "99")
+    tell = (
+        "import os\nprint({name[13:]: value for name, value in os.environ.items() if name[:13] == 'AUTORESEARCH_'})\n"
+    )
+    options = RunOptions("cpu", 7, 60, "off", budget=5, steps=3)
+    seen = ast.literal_eval(run_training(tell, tmp_path / "run", options).tail.splitlines()[0])
+    assert (seen["SCALE"], seen["SEED"], seen["BUDGET"], seen["STEPS"]) == ("cpu", "7", "5", "3")
+    seen = ast.literal_eval(run_training(tell, tmp_path / "run", RunOptions("cpu", 7, 60, "off")).tail.splitlines()[0])
+    assert not {"BUDGET", "STEPS", "START_LIMIT"} & seen.keys()
