@@ -229,7 +229,7 @@ def main() -> None:
 
 def search() -> None:
     """A session from its command line on."""
-    started = time.time()
+    started = time.monotonic()
     args = parse_arguments()
     check_arguments(args)
     repo = open_repository(ROOT)

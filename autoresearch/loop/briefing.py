@@ -62,7 +62,7 @@ def what_is_left(session: Session, ledger: Ledger, queue: Queue) -> dict[str, An
     """The fields of Context that say what a keep needs, and what this session still has."""
     return {
         "keep_gain": keep_gain(session, ledger),
-        "time_left": session.options.deadline - time.time(),
+        "time_left": session.options.deadline - time.monotonic(),
         "experiments_left": proposals_to_come(session, ledger, queue),
     }
 

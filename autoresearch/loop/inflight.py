@@ -75,7 +75,7 @@ class Slot:
     task: Task | None = None
     thread: threading.Thread | None = None
     line: str = ""  # the progress of its run
-    since: float = 0.0  # time.time() at which it began
+    since: float = 0.0  # time.monotonic() at which it began
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Ask:
     """A proposer at work, in a thread of its own."""
 
     context: Context
-    since: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)
     begun: threading.Event = field(default_factory=threading.Event)  # its answer has begun: the API's cache is filled
 
 
@@ -102,7 +102,7 @@ class Asking:
 
     at_work: list[Ask] = field(default_factory=list)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # that its last answers took
-    not_before: float = 0.0  # time.time() before which it is left alone
+    not_before: float = 0.0  # time.monotonic() before which it is left alone
     notes: list[str] = field(default_factory=list)  # for the next proposal: what became of those before
     failures: int = 0  # in a row
     refusals: int = 0  # of these, declined by the model, in a row

@@ -55,7 +55,7 @@ def confirming_seconds(ledger: Ledger, settings: Settings, options: Options, slo
 
 def may_go_on(session: Session, ledger: Ledger) -> bool:
     """Whether nobody wants to stop, and a run would end in time."""
-    ends = time.time() + run_seconds(ledger, session.options.time_budget)
+    ends = time.monotonic() + run_seconds(ledger, session.options.time_budget)
     return not session.ending and ends <= session.options.deadline
 
 
@@ -63,7 +63,7 @@ def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:
     """Whether there is time for another experiment, and then for running the best on fresh seeds."""
     needed = run_seconds(ledger, session.options.time_budget)
     needed += confirming_seconds(ledger, session.settings, session.options, slots)
-    return time.time() + needed <= session.options.deadline
+    return time.monotonic() + needed <= session.options.deadline
 
 
 # -----------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def experiments_left(options: Options, ledger: Ledger, queue: Queue) -> float:
 def proposals_to_come(session: Session, ledger: Ledger, queue: Queue) -> float:
     """How many experiments still fit into --hours and --experiments, on all slots."""
     options, slots = session.options, len(queue.slots)
-    seconds = options.deadline - time.time() - confirming_seconds(ledger, session.settings, options, slots)
+    seconds = options.deadline - time.monotonic() - confirming_seconds(ledger, session.settings, options, slots)
     by_time = max(0.0, seconds) * slots / run_seconds(ledger, options.time_budget)
     return min(by_time, experiments_left(options, ledger, queue))
 
@@ -122,7 +122,7 @@ def cannot_write(session: Session, folder: Path) -> bool:
 
 
 def wait_for_room(session: Session, folder: Path) -> None:
-    while cannot_write(session, folder) and not session.stop.is_set() and time.time() < session.options.deadline:
+    while cannot_write(session, folder) and not session.stop.is_set() and time.monotonic() < session.options.deadline:
         session.stop.wait(2)
 
 

@@ -31,8 +31,8 @@ def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     """What this session is, and what is there already."""
     options, settings, slots = session.options, session.settings, len(queue.slots)
     ends = [plural(options.experiments, "experiment")] if options.experiments else []
-    if options.deadline < float("inf"):
-        ends.append(time.strftime("%a %H:%M", time.localtime(options.deadline)))
+    if options.ends:
+        ends.append(time.strftime("%a %H:%M", time.localtime(options.ends)))
     several = f" | {slots} slots" if slots > 1 else ""
     a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
     about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
@@ -57,7 +57,7 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
         if task := slot.task:
             seed = f" seed {task.seed}" if task.seed != session.options.seed else ""
             name = f"{slot.name}  " if slot.name else ""
-            parts = progress_parts(slot.line, time.time() - slot.since, session.options.scale)
+            parts = progress_parts(slot.line, time.monotonic() - slot.since, session.options.scale)
             speed = speed_parts(slot.line) if wide else []
             title = task.candidate.title
             lines.append(" | ".join([f"{name}{task.candidate.number:4d}{seed}", *parts, *best, *speed, title]))
@@ -85,14 +85,14 @@ class Drawing:
     repo: Repository
     tag: str
     rows: int = 0  # that are on them
-    not_before: float = 0.0  # time.time() before which they are not drawn again
+    not_before: float = 0.0  # time.monotonic() before which they are not drawn again
     thread: threading.Thread | None = None
 
     def draw_if_due(self, rows: list[Row]) -> None:
         """Draw them anew, in a thread, when there are new rows; but not again and again."""
-        if len(rows) == self.rows or time.time() < self.not_before or (self.thread and self.thread.is_alive()):
+        if len(rows) == self.rows or time.monotonic() < self.not_before or (self.thread and self.thread.is_alive()):
             return
-        self.rows, self.not_before = len(rows), time.time() + DRAW_EVERY
+        self.rows, self.not_before = len(rows), time.monotonic() + DRAW_EVERY
         # Not a daemon: a process that ends while matplotlib's own code runs in one is aborted.
         self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
         self.thread.start()

@@ -67,11 +67,11 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
     has put there.
     """
     queue.at_hand, asking = None, queue.asking
-    if not ledger.kept or time.time() < asking.not_before or cannot_write(session, ledger.folder):
+    if not ledger.kept or time.monotonic() < asking.not_before or cannot_write(session, ledger.folder):
         return
     if is_over(session, ledger, queue):
         return
-    if any(not ask.begun.is_set() and time.time() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
+    if any(not ask.begun.is_set() and time.monotonic() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
         return
     if queue.crashed:
         ask(session, ledger, queue, queue.crashed.popleft())
@@ -154,8 +154,8 @@ def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Wait no longer for a proposer whose time is over. When the session is being stopped, that is now."""
     for asked in list(queue.asking.at_work):
         if session.stop.is_set():
-            asked.context.deadline = min(asked.context.deadline, time.time())
-        if time.time() > asked.context.deadline + 2 * GRACE:  # a command is being killed
+            asked.context.deadline = min(asked.context.deadline, time.monotonic())
+        if time.monotonic() > asked.context.deadline + 2 * GRACE:  # a command is being killed
             proposal_came(session, ledger, queue, asked, Fault("it took too long", asked.context.used))
 
 
@@ -167,7 +167,7 @@ def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candid
     """All that the proposer may know at this moment."""
     options, settings = session.options, session.settings
     late = options.deadline - run_seconds(ledger, options.time_budget)
-    deadline = min(late, time.time() + settings.proposal_timeout)
+    deadline = min(late, time.monotonic() + settings.proposal_timeout)
     return Context(
         number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
         failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
@@ -227,7 +227,7 @@ def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, ou
         no_proposal_came(session, ledger, queue, outcome, crashed, context)
         return
     asking.failures = asking.refusals = 0
-    asking.seconds.append(time.time() - asked.since)
+    asking.seconds.append(time.monotonic() - asked.since)
     if crashed:
         restart_repaired(ledger, crashed, outcome)
         session.log.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {outcome.description[:80]}")
@@ -285,7 +285,7 @@ def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
         asking.notes.append(f"The last proposal failed: {failure}")
     elif note and note not in asking.notes:  # as where the constants had their turn
         asking.notes.insert(0, note)
-    asking.not_before = time.time() + (min(2.0 ** (asking.failures - 2), 300) if asking.failures > 1 else 0)
+    asking.not_before = time.monotonic() + (min(2.0 ** (asking.failures - 2), 300) if asking.failures > 1 else 0)
     asking.nothing_left = str(failure) if isinstance(failure, NothingLeft) else ""
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class Options:
     command: str
     experiments: int | None  # --experiments
     max_cost: float | None  # in place of program.md's
-    deadline: float  # time.time() at which everything has to be over
+    deadline: float  # time.monotonic() at which everything has to be over
     scale: str
     seed: int
     time_budget: int  # seconds of training
@@ -44,6 +45,12 @@ class Options:
     def measured_budget(self) -> int:
         """Seconds of training that a run is held to; 0: by steps, whatever they take."""
         return 0 if self.steps else self.time_budget
+
+    @property
+    def ends(self) -> float | None:
+        """The time of day of the deadline, as time.time(); None where there is none."""
+        left = self.deadline - time.monotonic()
+        return time.time() + left if math.isfinite(left) else None
 
 
 @dataclass
@@ -87,8 +94,7 @@ def note_start(session: Session, ledger: Ledger, slots: int) -> None:
     """Tell the journal of this session; `status` reads from it what runs now, and how its hours were spent."""
     options = session.options
     values = {name: getattr(options, name) for name in ("proposer", "scale", "experiments")}
-    deadline = options.deadline if math.isfinite(options.deadline) else None
-    note(ledger, "session", values | {"process": os.getpid(), "slots": slots, "deadline": deadline})
+    note(ledger, "session", values | {"process": os.getpid(), "slots": slots, "deadline": options.ends})
 
 
 def read_program(path: Path, max_cost: float | None) -> tuple[Settings, str]:

@@ -87,13 +87,13 @@ def start_run(
                 task.candidate.proposal.source,
                 folder,
                 options,
-                lambda: session.stop.is_set() or time.time() > session.options.deadline,
+                lambda: session.stop.is_set() or time.monotonic() > session.options.deadline,
                 lambda line: setattr(slot, "line", line),
             )
         except Exception as error:  # whose fault it is, is for the loop to say
             outcome = error
         session.events.put(functools.partial(ended, outcome))
 
-    slot.thread, slot.since = threading.Thread(target=work, daemon=True), time.time()
+    slot.thread, slot.since = threading.Thread(target=work, daemon=True), time.monotonic()
     slot.thread.start()
     slot.task = task

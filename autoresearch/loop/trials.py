@@ -110,7 +110,7 @@ class Stopped(Exception):
 @contextlib.contextmanager
 def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     """Everything that trials need, checked first. What stops them ends the program in one line."""
-    started = time.time()
+    started = time.monotonic()
     check_session_arguments(args)
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
@@ -220,7 +220,7 @@ def why_stop(bench: Bench, trial: Trial) -> str:
     """Why no further run may begin, or ""."""
     if bench.session.stop.is_set():
         return "stopped on request"
-    if time.time() + seconds_of(bench, trial) > bench.session.options.deadline:
+    if time.monotonic() + seconds_of(bench, trial) > bench.session.options.deadline:
         return "no time is left for another run"
     return ""
 
@@ -320,7 +320,7 @@ def lines(bench: Bench, total: int, waiting: deque[Trial]) -> list[str]:
     shown = [head]
     for slot in bench.slots:
         if task := slot.task:
-            parts = progress_parts(slot.line, time.time() - slot.since, bench.session.options.scale)
+            parts = progress_parts(slot.line, time.monotonic() - slot.since, bench.session.options.scale)
             name = f"{slot.name}  " if slot.name else ""
             shown.append(" | ".join([f"  {name}seed {task.seed}", *parts, task.candidate.title]))
     return shown

@@ -105,7 +105,7 @@ def stream_reply(client: Any, conversation: Conversation) -> Any:
     """One answer; None if its tool input is not JSON. What it cost is booked however it ends, as far as it is known."""
     import httpx2
 
-    context, reply, characters, started = conversation.context, None, 0, time.time()
+    context, reply, characters, started = conversation.context, None, 0, time.monotonic()
     with client.messages.stream(**request(conversation)) as stream, watched(stream.response, context):
         try:
             for event in stream:
@@ -121,7 +121,7 @@ def stream_reply(client: Any, conversation: Conversation) -> Any:
             return None
         finally:
             if reply:
-                book(conversation, reply, stream.request_id, characters, time.time() - started)
+                book(conversation, reply, stream.request_id, characters, time.monotonic() - started)
     if reply is None or reply.stop_reason is None:
         raise httpx2.RemoteProtocolError("the answer ended early")
     return reply
@@ -141,7 +141,7 @@ def watched(response: Any, context: Context) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(POLL):
-            if context.should_stop() or time.time() > context.deadline:
+            if context.should_stop() or time.monotonic() > context.deadline:
                 with suppress(OSError):
                     response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
                 return
@@ -245,19 +245,19 @@ def retry_after(header: str) -> float | None:
 def check_time(context: Context) -> None:
     if context.should_stop():
         raise Fault("stopped")
-    if time.time() > context.deadline:
+    if time.monotonic() > context.deadline:
         raise Fault("no time was left to finish the proposal")
 
 
 def wait_to_retry(context: Context, problem: str, seconds: float) -> None:
     """Wait, and say so. Raises Fault if the time of this proposal is over before."""
-    until = time.time() + seconds
+    until = time.monotonic() + seconds
     if until > context.deadline:
         raise Fault(f"{problem}; to wait {seconds:.0f} s for another attempt is too late for this proposal")
     context.log(f"{problem}; asking again in {seconds:.0f} s")
-    while time.time() < until:
+    while time.monotonic() < until:
         check_time(context)
-        time.sleep(min(POLL, max(0.0, until - time.time())))
+        time.sleep(min(POLL, max(0.0, until - time.monotonic())))
 
 
 # -----------------------------------------------------------------------------

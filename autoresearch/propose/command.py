@@ -46,7 +46,7 @@ def propose_by_command(context: Context) -> Proposal:
 
 def run_command(context: Context, work: Path) -> Ended:
     """The command, run to its end or to that of its time."""
-    limit = min(context.settings.proposal_timeout, context.deadline - time.time())
+    limit = min(context.settings.proposal_timeout, context.deadline - time.monotonic())
     command, log = under_guard(["/bin/sh", "-c", context.command], GRACE), context.folder / "proposal.log"
     return run_process(command, work, dict(os.environ), log, limit, context.should_stop, grace=GRACE + 5)
 

@@ -64,7 +64,7 @@ class Context:
     folder: Path = Path()  # of this proposal: scratch, kept; becomes runs/<tag>/NNNN
     notebook: Path = Path()  # the proposer's own notes, runs/<tag>/notebook.md
     spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
-    deadline: float = math.inf  # time.time() after which nobody waits for a proposal
+    deadline: float = math.inf  # time.monotonic() after which nobody waits for a proposal
     command: str = ""
     read: Callable[[int, str], str] = lambda number, what: ""  # "diff", "log", "notes", "profile"; ValueError
     forbidden: Callable[[str], str] = lambda source: ""  # why a train.py may not run, or ""

@@ -39,7 +39,7 @@ def make_session(max_cost: float | None) -> Session:
     """What the loop would know of program.md and of this machine."""
     args = argparse.Namespace(tag="propose", proposer="anthropic", max_cost=max_cost)
     lock = open(os.devnull)  # noqa: SIM115 (a session wants one; nothing is locked here)
-    return new_session(args, time.time(), lock, "loop.log")
+    return new_session(args, time.monotonic(), lock, "loop.log")
 
 
 def baseline_row() -> Row:
@@ -78,7 +78,7 @@ def make_context(session: Session, folder: Path, with_check: bool) -> Context:
         noise=USUAL_NOISE[session.options.scale].sigma,
         folder=folder,
         notebook=folder.parent / "notebook.md",
-        deadline=time.time() + session.settings.proposal_timeout,
+        deadline=time.monotonic() + session.settings.proposal_timeout,
         read=no_past,
         forbidden=lambda edited: audit_source(edited, source),
         log=print,

@@ -111,7 +111,7 @@ def test_what_was_being_repaired_when_the_session_ended_is_repaired_in_the_next(
     if end == "stop":
         session.stop.set()
     else:
-        session.options = dataclasses.replace(session.options, deadline=time.time() + 5)  # half of a run
+        session.options = dataclasses.replace(session.options, deadline=time.monotonic() + 5)  # half of a run
     assert fail_repair(session, ledger, queue, crashed) == []
     propose(session, ledger, queue, "it ends")
     assert not queue.asking.at_work, "there is no time to run what it would write"

@@ -60,10 +60,10 @@ def test_retry_after_is_obeyed(api, tmp_path):
 def test_no_wait_outlasts_the_deadline(api, tmp_path):
     api.replies[:] = [Failure(429, "rate_limit_error", headers={"retry-after": "3600"})]
     with pytest.raises(ProposalFailed, match="to wait 3600 s for another attempt is too late"):
-        propose_by_claude(make_context(tmp_path, deadline=time.time() + 60))
+        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 60))
     api.replies[:] = [Failure(529, "overloaded_error")] * 1000
     with pytest.raises(ProposalFailed, match=r"too late|no time was left"):
-        propose_by_claude(make_context(tmp_path, deadline=time.time() + 1))
+        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 1))
     assert 3 < len(api.requests) < 1000
 
 
@@ -83,7 +83,7 @@ def test_a_request_to_stop_ends_waiting_and_streams(api, tmp_path, monkeypatch):
 def test_a_deadline_cuts_a_stream_that_only_pings(api, tmp_path):
     api.replies[:] = [say(fault="pings")]
     with pytest.raises(Fault, match="no time was left"):
-        propose_by_claude(make_context(tmp_path, deadline=time.time() + 1))
+        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 1))
 
 
 # -----------------------------------------------------------------------------
