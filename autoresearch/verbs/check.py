@@ -124,7 +124,9 @@ def all_lines(args: argparse.Namespace, lock: TextIO) -> Iterator[Line]:
     if wrong & {"git", "program.md", "prepared data", "disk"}:
         yield Line("short run", "wrong", "train.py was not tried", "mend what is wrong above first")
         return
-    session = start.new_session(argparse.Namespace(**vars(args) | {"tag": "check"}), time.time(), lock, "check.log")
+    session = start.new_session(
+        argparse.Namespace(**vars(args) | {"tag": "check"}), time.monotonic(), lock, "check.log"
+    )
     session.options = dataclasses.replace(session.options, steps=STEPS)
     trial = Trial()
     yield from short_run(session, trial)

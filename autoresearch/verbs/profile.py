@@ -63,5 +63,5 @@ def main(arguments: list[str]) -> None:
         with locked(ROOT / "runs", print) as lock:
             check_data(tag, None)
             print(f"profiling experiment {number}: some steps of its train.py", file=sys.stderr)
-            make_profile(new_session(args, time.time(), lock, "profile.log"), ledger, number)
+            make_profile(new_session(args, time.monotonic(), lock, "profile.log"), ledger, number)
     print(f"experiment {number} of {ledger.branch}, kept in {path.relative_to(ROOT)}\n\n{path.read_text()}", end="")
