@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from shipped import shipped_commit, shipped_train  # noqa: E402
+
 # One for all of pytest's processes: the first makes it, tells the others, and removes it at the end.
 if "AUTORESEARCH_TESTS" not in os.environ:
     os.environ["AUTORESEARCH_TESTS"] = tempfile.mkdtemp(prefix="autoresearch-tests-")
@@ -35,6 +37,13 @@ def prepared() -> Path:
         if not (folder / "meta.json").exists():  # written last
             subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+def pytest_report_header() -> str:
+    """Say so where the train.py that is tested is not the one in the folder."""
+    if shipped_train() == (ROOT / "train.py").read_text():
+        return ""
+    return f"train.py is tested as it is in commit {shipped_commit(ROOT)}; the file in the folder is another"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

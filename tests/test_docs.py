@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shipped import TRAIN
 
 from autoresearch import settings
 from autoresearch.propose.folder import README
@@ -24,6 +25,10 @@ FOLDERS = "autoresearch|tests|benchmarks|docs|\\.ci"
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def code_of(path: Path) -> str:
+    return TRAIN if path.name == "train.py" else path.read_text()
 
 
 def anchors(page: Path) -> set[str]:
@@ -86,7 +91,7 @@ def test_options_that_the_readme_names_are_there():
 
 
 def test_files_are_of_a_size_that_can_be_read():
-    sizes = {name_of(path): len(path.read_text().splitlines()) for path in CODE}
+    sizes = {name_of(path): len(code_of(path).splitlines()) for path in CODE}
     too_long = {name: size for name, size in sizes.items() if size > LINES.get(name, 400)}
     assert not too_long, too_long
 
@@ -100,7 +105,7 @@ def test_the_whole_does_not_grow():
 def test_functions_are_of_a_size_that_can_be_read():
     too_long = {}
     for path in CODE:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(code_of(path))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size = node.end_lineno - node.lineno + 1
                 if size > FUNCTION_LINES:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shipped import TRAIN
+
 from autoresearch.source import count_statements, edit_problem
 
 ROOT = Path(__file__).parents[1]
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 BOTH_PARSE = """
 import sys, threading, time
 from autoresearch.source import parse
-source, errors, count = open("train.py").read(), [], [0, 0]
+source, errors, count = sys.stdin.read(), [], [0, 0]
 class Cycle:
     def __init__(self): self.me = self
     def __del__(self): time.sleep(0.001)
@@ -35,7 +37,7 @@ sys.exit(bool(errors) or not min(count))
 
 
 def test_two_threads_may_parse_at_once():
-    done = subprocess.run([sys.executable, "-c", BOTH_PARSE], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BOTH_PARSE], cwd=ROOT, input=TRAIN, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

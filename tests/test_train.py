@@ -18,6 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
+from shipped import TRAIN as SOURCE
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
@@ -29,7 +30,7 @@ from autoresearch.propose.constants import literal_number
 from autoresearch.source import assignments, reached, with_expression
 
 ROOT = Path(__file__).parent.parent
-SOURCE = (ROOT / "train.py").read_text()
+
 DEFINITIONS = SOURCE.partition("# Setup\n")[0]
 VOCABULARY, T = 64, 32
 torch.set_num_threads(1)  # two are slower than one where anything else runs

@@ -17,9 +17,9 @@ import re
 from pathlib import Path
 
 import pytest
+from shipped import TRAIN as SOURCE
 
 ROOT = Path(__file__).parents[2]
-SOURCE = (ROOT / "train.py").read_text()
 
 
 def read_patch(path):

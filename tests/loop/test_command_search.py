@@ -5,7 +5,8 @@ import re
 import sys
 
 import pytest
-from loop_helpers import PRINTED_LOOP, ROOT, check_invariants, git, make_repository, rows_of, run_loop, start_loop
+from loop_helpers import PRINTED_LOOP, check_invariants, git, make_repository, rows_of, run_loop, start_loop
+from shipped import TRAIN
 
 pytestmark = pytest.mark.slow
 STEPS = {"AUTORESEARCH_STEPS": "4"}
@@ -34,7 +35,7 @@ else:
 
 
 def small_repository(tmp_path):
-    repo = make_repository(tmp_path / "repo", train=(ROOT / "train.py").read_text(), serial=False)
+    repo = make_repository(tmp_path / "repo", train=TRAIN, serial=False)
     program = (repo / "program.md").read_text()
     for name in ("baseline_repeats", "confirm_runs", "max_runs"):
         program = re.sub(rf"{name}: \d+", f"{name}: {int(name == 'max_runs')}", program)

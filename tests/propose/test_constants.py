@@ -9,7 +9,8 @@ import statistics
 
 import numpy
 import pytest
-from loop_helpers import ROOT, make_context, make_row
+from loop_helpers import make_context, make_row
+from shipped import TRAIN
 
 from autoresearch.propose import constants
 from autoresearch.propose.constants import (
@@ -26,8 +27,6 @@ from autoresearch.propose.constants import (
 )
 from autoresearch.propose.context import CannotPropose, ProposalFailed
 from autoresearch.source import edit_problem
-
-TRAIN = (ROOT / "train.py").read_text()
 
 
 def values_of(source: str, scale: str = "cpu") -> dict[str, float]:

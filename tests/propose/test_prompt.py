@@ -8,6 +8,7 @@ from anthropic_helpers import GOOD, make_rows, prompt_of
 from loop_helpers import ROOT, STUB, make_context, make_row
 from messages_rules import shares
 from messages_server import editor, note, say, submit
+from shipped import TRAIN
 
 from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.context import Training
@@ -168,7 +169,7 @@ def test_a_plateau_is_told_from_its_length_on(tmp_path, plateau, told):
 
 def test_ten_proposals_repeat_their_prefix(api, tmp_path):
     """The real train.py; costly proposals: two requests each, a long notebook rewritten each time, two keeps in ten."""
-    source = (ROOT / "train.py").read_text()
+    source = TRAIN
     rows = make_rows(60, kept=(0, 9, 33, 52, 57), reason="", category="optimizer", hypothesis="")
     text = "EMBEDDING_LR 0.{} -> 0.{}, with the warm-down a little longer than it was"
     rows = [dataclasses.replace(row, description=text.format(row.number, row.number + 1)) for row in rows]

@@ -1,11 +1,9 @@
 """The depth of a train.py: this project's own, at both scales."""
 
 import pytest
-from loop_helpers import ROOT
+from shipped import TRAIN
 
 from autoresearch.prove.depth import bound_constants, depth_of, with_depth
-
-TRAIN = (ROOT / "train.py").read_text()
 
 
 @pytest.mark.parametrize("scale", ["h100", "cpu"])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from loop_helpers import ROOT, STUB, append, check_invariants, make_repository, proposer_script, rows_of, start_loop
+from shipped import TRAIN
 
 import prepare_data
 from autoresearch.files import RECORD
@@ -113,7 +114,7 @@ def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
 
 def test_a_training_on_a_node_is_scored_and_believed(run, tmp_path):
     shown = []
-    result = run((ROOT / "train.py").read_text(), kill_after=120, on_progress=shown.append)
+    result = run(TRAIN, kill_after=120, on_progress=shown.append)
     record, expected = trust.read_record(tmp_path / "run"), trust.measure_expected(0)
     assert (result.status, result.printed["num_steps"]) == ("ok", 2), result.error
     assert trust.check_result(result, record, expected, trust.LIMITS["cpu"]) == ""

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from loop_helpers import ROOT, STUB
+from loop_helpers import STUB
+from shipped import TRAIN
 
 from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.run.training import RunOptions, run_training
@@ -27,7 +28,7 @@ def test_the_profile_is_what_follows_its_heading():
 
 @pytest.mark.slow
 def test_the_time_of_a_step_is_told_by_operation(tmp_path, prepared):
-    run_training(profile_source((ROOT / "train.py").read_text()), tmp_path, OPTIONS)
+    run_training(profile_source(TRAIN), tmp_path, OPTIONS)
     text = read_profile((tmp_path / "run.log").read_text())
     assert "10 steps, after 15" in text and "4096 tokens per step" in text and "TFLOP/s" in text, text
     assert "aten::mm" in text and "Optimizer.step#Muon.step" in text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from run_helpers import GOOD, ROOT, inside, needs_bubblewrap, sleepers
+from shipped import TRAIN
 
 from autoresearch.run import sandbox, training
 from autoresearch.run.scoring import Scorer, train_and_score
@@ -483,7 +484,7 @@ def test_the_sandbox_costs_less_than_a_fifth_of_a_second(run, mode):
 @needs_bubblewrap
 def test_a_real_training_gives_the_same_number_inside(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(prepared.parent))
-    source, results = (ROOT / "train.py").read_text(), []
+    source, results = TRAIN, []
     for mode in ("on", "off"):
         with contextlib.closing(Scorer()) as scorer:
             results.append(

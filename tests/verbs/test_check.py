@@ -8,8 +8,9 @@ import sys
 from argparse import Namespace
 
 import pytest
-from loop_helpers import ROOT, git, make_repository
+from loop_helpers import git, make_repository
 from searches import write_search
+from shipped import TRAIN
 
 from autoresearch.loop import short_run
 from autoresearch.loop.short_run import Trial
@@ -18,7 +19,6 @@ from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings
 from autoresearch.verbs import check
 
-TRAIN = (ROOT / "train.py").read_text()
 SHORT = {"AUTORESEARCH_BUDGET": "5"}
 
 
