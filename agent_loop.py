@@ -43,6 +43,7 @@ from autoresearch.loop.faults import take_fault
 from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
 from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.live import Drawing, announce, live_lines
+from autoresearch.loop.origin import find_origin
 from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
 from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, reload_program
@@ -52,7 +53,8 @@ from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger, commit_results, note, print_table
 from autoresearch.record.lines import live_view, results_message, summary
-from autoresearch.record.repository import GitError, open_repository
+from autoresearch.record.reading import read_ledger
+from autoresearch.record.repository import GitError, current_branch, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.text import fail, one_line, plural
 from autoresearch.view import long_look, short_look, use_utf8
@@ -67,6 +69,11 @@ VERBS = {  # the first word of a command line -> the module whose main(arguments
     "promote": "autoresearch.verbs.promote",
 }
 SHORT = ("status", "report", "propose")  # they print and end; the others run for minutes or hours
+AFTER_DEMO = """
+what to run next:
+  pytest -m "not slow"                                     # does all of it work here? after: pip install -e ".[dev]"
+  python agent_loop.py --hours 1 --proposer constants      # without a GPU: a search at the cpu scale
+  python prepare_data.py && python agent_loop.py check     # with an NVIDIA GPU: the data; is it fit for a night?"""
 DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
@@ -144,7 +151,7 @@ def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     """One session of a search, from coming back to the summary."""
-    drawing = Drawing(session.log, ledger.repo, ledger.tag)
+    drawing = Drawing(session.log, ledger.repo, ledger.tag, ledger.results.with_name("progress.png"))
     restore_queue(ledger, queue, session.log)
     note_start(session, ledger, len(queue.slots))
     stop_on_signals(session.stop)
@@ -166,7 +173,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
             if slot.thread:
                 slot.thread.join(8 * GRACE)
         print_table(ledger)
-        commit_results(ledger.repo, ledger.branch, results_message(ledger))
+        commit_results(ledger, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
     known = knowledge(ledger, session.options.scale)
     drawing.draw_last(ledger.rows, known.confirmed, known.gain)
@@ -202,6 +209,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tag", help="of the search, whose branch is autoresearch/TAG (default: of one cut short, else today: nov22)"
     )
+    parser.add_argument(
+        "--from", dest="begin_from", metavar="REV", help="where a new search begins (default: your own branch)"
+    )
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all, for program.md's max_cost")
@@ -215,6 +225,19 @@ def parse_arguments() -> argparse.Namespace:
         args.tag = args.tag or "demo"
     args.proposer = args.proposer or ("command" if args.command else "constants" if args.demo else "anthropic")
     return args
+
+
+def enter(session: Session, ledger: Ledger, wanted: str | None) -> None:
+    """Open a search that goes on, or begin a new one and say from what. `wanted`: --from."""
+    if ledger.taken:
+        open_ledger(ledger, ledger.head, session.log)
+        line = f"goes on from its own best; --from {wanted} is for a new --tag" if wanted else ""
+    else:
+        begin = ledger.branch if ledger.head else wanted  # the branch is there: a clone's, or one that ablate offered
+        commit, line = find_origin(ledger.repo, begin, session.options.scale)
+        open_ledger(ledger, commit, session.log)
+    if line:
+        session.log.say(f"{ledger.branch} {line}")
 
 
 def main() -> None:
@@ -238,11 +261,15 @@ def search() -> None:
         session = make_session(args, repo, started, lock)
         repo.say = session.log.say
         queue = Queue(make_slots(args, session.options.scale, session.log))
-        ledger = open_ledger(repo, args.tag, session.log)
+        ledger, _ = read_ledger(repo, args.tag)
+        ledger.in_checkout = not args.demo or current_branch(repo) == ledger.branch
+        enter(session, ledger, args.begin_from)
         session.measure = load_measure(ledger.folder, session.options.scale, session.options.measured_budget)
         run_session(session, ledger, queue)
     if session.blocked:
         sys.exit(1)
+    if args.demo:
+        session.log.show(AFTER_DEMO)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from autoresearch.loop.proposers import PROPOSERS
     from autoresearch.loop.session import Options, Session
     from autoresearch.record.log import Log
+    from autoresearch.record.reading import read_ledger
     from autoresearch.record.repository import open_repository
     from autoresearch.record.restore import open_ledger
     from autoresearch.settings import KeepRule, Settings
@@ -99,10 +100,11 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"
     lock = open("lock", "w")  # noqa: SIM115 (as long as the process)
     session = Session(options, log, lock, settings, "", program.stat().st_mtime_ns)
-    ledger, queue = (
-        open_ledger(open_repository(ROOT), "t", log),
+    (ledger, _), queue = (
+        read_ledger(open_repository(ROOT), "t"),
         Queue([Slot(str(n), train=train) for n in range(slots)]),
     )
+    open_ledger(ledger, "HEAD", log)
     restore_queue(ledger, queue, log)
     return session, ledger, queue
 

@@ -311,7 +311,7 @@ def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
         file.write((repo / "results.tsv").read_text().splitlines()[1].replace("baseline", "rescued") + "\n")
     run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.8)]), "--tag", "other")
     assert "rescued" in git(repo, "show", "autoresearch/t:results.tsv")
-    assert [row.val_bpb for row in rows_of(repo)] == [1.9, 1.8]
+    assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.8]
 
 
 # -----------------------------------------------------------------------------

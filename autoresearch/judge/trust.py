@@ -64,9 +64,14 @@ def expected_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["expected"] if path.exists() else {}
 
 
+def scale_of_search(folder: Path) -> str:
+    """The scale of the search in a folder, "" where it is not known."""
+    return {"paced": "cpu", "wall": "h100"}.get(expected_of(folder).get("clock", ""), "")
+
+
 def check_scale(folder: Path, scale: str) -> None:
     """End the program where the search in a folder is of another scale: no numbers would compare."""
-    before = {"paced": "cpu", "wall": "h100"}.get(expected_of(folder).get("clock", ""), scale)
+    before = scale_of_search(folder) or scale
     if before != scale:
         mend = f"set AUTORESEARCH_SCALE={before}, or start another --tag"
         fail(f"the search {folder.name} is of scale {before}, not {scale}; {mend}")

@@ -7,8 +7,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from autoresearch.files import ROOT
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Session
@@ -84,6 +84,7 @@ class Drawing:
     log: Log
     repo: Repository
     tag: str
+    picture: Path  # progress.png
     rows: int = 0  # that are on them
     not_before: float = 0.0  # time.monotonic() before which they are not drawn again
     thread: threading.Thread | None = None
@@ -106,5 +107,5 @@ class Drawing:
 
     def draw_both(self, rows: list[Row], point: Confirmed | None) -> None:
         """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
-        draw("progress.png", self.log, lambda: draw_progress(rows, ROOT / "progress.png", point))
+        draw("progress.png", self.log, lambda: draw_progress(rows, self.picture, point))
         draw("report.html", self.log, lambda: report_of_search(self.repo, self.tag))

@@ -91,7 +91,7 @@ def check_slots(args: Namespace) -> None:
         fail(f"--slots {args.slots} is not 1 or more")
 
 
-def check_files(repo: Repository, tag: str) -> str:
+def check_files(repo: Repository, tag: str, in_checkout: bool) -> str:
     """The user's files: they are there, and nothing of theirs that a search would write over is uncommitted."""
     for name in ("train.py", "prepare_data.py", "program.md"):
         if not (ROOT / name).exists():
@@ -102,7 +102,7 @@ def check_files(repo: Repository, tag: str) -> str:
         fail(problem)
     current = current_branch(repo)
     must_be_clean = ["prepare_data.py"]
-    if current != f"autoresearch/{tag}":  # there, open_ledger() looks closer
+    if in_checkout and current != f"autoresearch/{tag}":  # there, open_ledger() looks closer
         must_be_clean += ["train.py"] if current.startswith("autoresearch/") else ["train.py", "results.tsv"]
     for name in must_be_clean:
         if changed(repo, name):
@@ -165,7 +165,7 @@ def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
         return check_program(args.max_cost)[0]
 
     return {
-        "files and git": lambda: check_files(repo, tag),
+        "files and git": lambda: check_files(repo, tag, in_checkout=not args.demo),
         "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
         "prepared data": lambda: check_data(tag, args.ray),
         "proposer": lambda: check_proposer(args.proposer, settings()),

@@ -65,6 +65,7 @@ class Ledger:
 
     repo: Repository
     tag: str
+    in_checkout: bool = True  # train.py, results.tsv and progress.png of the checkout are the search's; not of a demo
     rows: list[Row] = field(default_factory=list)  # in the order of decision
     runs: list[Run] = field(default_factory=list)  # every training that ended, oldest first
     runs_by_number: dict[int, list[Run]] = field(default_factory=dict)  # the same by experiment
@@ -83,7 +84,7 @@ class Ledger:
 
     @property
     def results(self) -> Path:
-        return ROOT / "results.tsv"
+        return (ROOT if self.in_checkout else self.folder) / "results.tsv"
 
     @property
     def head(self) -> str:
@@ -260,13 +261,13 @@ def print_table(ledger: Ledger) -> bool:
     return True
 
 
-def commit_results(repo: Repository, branch: str, message: str) -> None:
-    """results.tsv as it is on disk, as a commit on top of `branch`."""
-    head, text = commit_of(repo, f"refs/heads/{branch}"), (ROOT / "results.tsv").read_text()
-    if file_at(repo, head, "results.tsv") != text:
-        commit_file(repo, head, "results.tsv", text, message, f"refs/heads/{branch}")
-    if current_branch(repo) == branch:
-        run_git(repo, "add", "-f", "results.tsv")  # a global gitignore may name it
+def commit_results(ledger: Ledger, message: str) -> None:
+    """results.tsv as it is on disk, as a commit on top of the branch."""
+    head, text = ledger.head, ledger.results.read_text()
+    if file_at(ledger.repo, head, "results.tsv") != text:
+        commit_file(ledger.repo, head, "results.tsv", text, message, f"refs/heads/{ledger.branch}")
+    if current_branch(ledger.repo) == ledger.branch:
+        run_git(ledger.repo, "add", "-f", "results.tsv")  # a global gitignore may name it
 
 
 # -----------------------------------------------------------------------------
@@ -321,12 +322,14 @@ def follow_best(ledger: Ledger, before: str) -> str:
 
     Returns "", or a line that says that it was left alone.
     """
+    if not ledger.in_checkout:
+        return ""
     path = ROOT / "train.py"
     on_disk = path.read_text() if path.exists() else before
     if current_branch(ledger.repo) != ledger.branch or on_disk not in (before, branch_source(ledger)):
         return (
             f"train.py was changed by hand and is left alone; the best is: git show {ledger.branch}:train.py; "
-            "to have your edit measured, undo it here (git stash) and begin a search from it with another --tag"
+            "to have your edit measured, commit it on a branch of your own and begin a search there with another --tag"
         )
     run_git(ledger.repo, "checkout", "HEAD", "--", "train.py")
     return ""
@@ -339,7 +342,7 @@ def changed_by_hand(ledger: Ledger) -> str:
         return ""
     return (
         f"train.py of {ledger.branch} is not that of its best, experiment {number}: a commit by hand changed it; "
-        f"undo that with git revert, or begin another --tag from it"
+        f"undo that with git revert, or begin another search from it: --tag ANOTHER --from {ledger.branch}"
     )
 
 

@@ -8,6 +8,7 @@ import statistics
 
 from rich.text import Text
 
+from autoresearch.files import ROOT
 from autoresearch.nouns import Estimate, Noise
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
@@ -109,13 +110,14 @@ def summary(
     if spent:
         lines += [f"spent           ${spent:.2f} on {ledger.tokens:,} tokens"]
     number = ledger.best.number if ledger.kept else 0
+    picture = ledger.results.with_name("progress.png").relative_to(ROOT)
     lines += [
         "",
         "look further:",
         f"  git log --oneline {ledger.branch}",
         f"  git show {ledger.ref(number)}      # any experiment by its number, kept or not",
         f"  python agent_loop.py report --tag {ledger.tag} --open      # all of it as a page",
-        f"  runs/{ledger.tag}/loop.log, runs/{ledger.tag}/{number:04d}/seed*/run.log, progress.png",
+        f"  runs/{ledger.tag}/loop.log, runs/{ledger.tag}/{number:04d}/seed*/run.log, {picture}",
     ]
     return "\n".join(lines)
 

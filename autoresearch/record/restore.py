@@ -5,10 +5,8 @@ Coming back to a search: branch, rows, journal and train.py as the last session 
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, commit_results, follow_best, print_table
 from autoresearch.record.log import Log
-from autoresearch.record.reading import read_ledger
 from autoresearch.record.repository import (
     GitError,
-    Repository,
     changed,
     commit_file,
     commit_of,
@@ -22,30 +20,37 @@ from autoresearch.record.repository import (
 from autoresearch.text import fail, plural
 
 
-def open_ledger(repo: Repository, tag: str, log: Log) -> Ledger:
-    """Check out autoresearch/<tag>, new from HEAD or as it was left, and bring everything on disk together."""
-    ledger, _ = read_ledger(repo, tag)
-    rescue_results(ledger)
+def open_ledger(ledger: Ledger, origin: str, log: Log) -> None:
+    """Enter a search, new from the commit `origin` or as it was left, and bring everything on disk together."""
     fresh = not ledger.head
-    try:
-        run_git(repo, "switch", *(["-c", ledger.branch] if fresh else [ledger.branch]))
-    except GitError as error:
-        fail(f"git cannot switch to {ledger.branch}: {error}")
-    run_git(repo, "update-ref", home_ref(tag), ledger.head)
+    if ledger.in_checkout:
+        check_out(ledger, ["-c", ledger.branch, origin] if fresh else [ledger.branch])
+    elif fresh:
+        run_git(ledger.repo, "branch", ledger.branch, origin)
+    run_git(ledger.repo, "update-ref", home_ref(ledger.tag), ledger.head)
     ledger.folder.mkdir(parents=True, exist_ok=True)
     if print_table(ledger) and not fresh:
         log.say(f"results.tsv is written again from the commits of the experiments: {plural(len(ledger.rows), 'row')}")
     if ledger.kept:
         restore_branch(ledger)
-    restore_train(ledger, log)
-    return ledger
+    if ledger.in_checkout:
+        restore_train(ledger, log)
+
+
+def check_out(ledger: Ledger, branch: list[str]) -> None:
+    """Switch to the branch of a search; the table of another search that is left is committed first."""
+    rescue_results(ledger)
+    try:
+        run_git(ledger.repo, "switch", *branch)
+    except GitError as error:
+        fail(f"git cannot switch to {ledger.branch}: {error}")
 
 
 def rescue_results(ledger: Ledger) -> None:
     """Commit rows that a killed loop left uncommitted on the branch of another tag, before leaving that branch."""
     branch = current_branch(ledger.repo)
     if branch.startswith("autoresearch/") and branch != ledger.branch and ledger.results.exists():
-        commit_results(ledger.repo, branch, f"Results of {branch}")
+        commit_results(Ledger(ledger.repo, branch.removeprefix("autoresearch/")), f"Results of {branch}")
 
 
 def restore_branch(ledger: Ledger) -> None:

@@ -157,7 +157,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the numbers of each line")
     args = parser.parse_args(arguments)
-    args.ray = None
+    args.ray, args.demo = None, False
     start.check_tag(args.tag)
     if not args.hours > 0:
         start.fail(f"--hours {args.hours} is not more than 0")

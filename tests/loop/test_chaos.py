@@ -218,7 +218,7 @@ def test_a_table_and_a_train_py_deleted_in_mid_search_are_written_again(repo):
     assert len(rows_of(repo)) == 2 and '"reason": "stopped on request"' in (repo / "runs/t/journal.jsonl").read_text()
     (repo / "results.tsv").unlink()
     other = run_loop(repo, "--tag", "other", "--experiments", "1", "--command", proposer_script(repo, [set_level(1.8)]))
-    assert other.returncode == 0 and [row.val_bpb for row in rows_of(repo)] == [1.9, 1.8], other.stderr
+    assert other.returncode == 0 and [row.val_bpb for row in rows_of(repo)] == [2.0, 1.8], other.stderr
 
 
 @pytest.fixture

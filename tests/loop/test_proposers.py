@@ -15,6 +15,7 @@ from autoresearch.loop.proposers import ask, block_reason, proposal_came, propos
 from autoresearch.nouns import Proposal, Run, RunResult, Usage
 from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import note_run
+from autoresearch.record.reading import read_ledger
 from autoresearch.record.repository import open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.settings import Settings
@@ -27,7 +28,8 @@ def search(tmp_path, monkeypatch):
     for module in ("record.ledger", "record.restore", "loop.limits", "loop.briefing"):
         monkeypatch.setattr(f"autoresearch.{module}.ROOT", folder)
     session = make_session(folder / "runs/t/loop.log", "command", Settings(max_cost=4.0))
-    ledger, queue = open_ledger(open_repository(folder), "t", session.log), Queue([Slot()])
+    (ledger, _), queue = read_ledger(open_repository(folder), "t"), Queue([Slot()])
+    open_ledger(ledger, "HEAD", session.log)
     for seed in (42, 43, 44):
         note_run(ledger, Run(0, seed, RunResult("ok", 10.0, 2.0 + seed / 1e4)))
     decide(session, ledger, queue, begin(ledger, queue, Proposal("baseline", STUB)))

@@ -19,7 +19,7 @@ from rich.console import Console
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, read_journal, write_result
 from autoresearch.record.log import Log
-from autoresearch.record.reading import read_search
+from autoresearch.record.reading import read_ledger, read_search
 from autoresearch.record.repository import Repository, open_repository
 from autoresearch.record.restore import open_ledger
 from autoresearch.row import HEADER, row_line
@@ -33,7 +33,9 @@ def search(tmp_path, monkeypatch):
         monkeypatch.setattr(f"autoresearch.record.{module}.ROOT", folder)
 
     def open_search(tag: str = "t") -> Ledger:
-        return open_ledger(open_repository(folder), tag, Log(Console(), tmp_path / "log"))
+        ledger, _ = read_ledger(open_repository(folder), tag)
+        open_ledger(ledger, "HEAD", Log(Console(), tmp_path / "log"))
+        return ledger
 
     ledger = open_search()
     write_result(ledger, make_row(), -1, STUB, "baseline", "keep")
