@@ -90,7 +90,7 @@ def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool =
         with signals_held():
             done = subprocess.run(command, cwd=repo.folder, env=environment(), input=data, capture_output=True)
         said = done.stderr.decode(errors="replace")
-        lock = done.returncode and re.search(r"'(.+\.lock)': File exists", said)
+        lock = done.returncode and re.search(r"Unable to create '(.+?\.lock)': File exists", said)
         if not lock or not wait_for_lock(repo, repo.folder / lock[1], waited):
             break
     if check and done.returncode:
@@ -102,7 +102,7 @@ def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool =
 def wait_for_lock(repo: Repository, lock: Path, waited: dict[tuple, float]) -> bool:
     """Wait a moment for a lock to go; once nobody can hold it any more, remove it. Returns whether to try again."""
     seconds = time.monotonic() - waited.setdefault((lock, *stamp(lock)), time.monotonic())
-    if seconds > LOCK_PATIENCE and git_works_in(repo):
+    if seconds > LOCK_PATIENCE and (not lock.exists() or git_works_in(repo)):
         return seconds < 2 * LOCK_PATIENCE
     if seconds > LOCK_PATIENCE:
         lock.unlink(missing_ok=True)
