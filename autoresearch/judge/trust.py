@@ -49,7 +49,9 @@ def load_measure(folder: Path, scale: str, budget: int) -> Measure:
     if problem := check_fingerprint(data):
         fail(problem)
     if path.exists():
-        measure = Measure(path, scale, **json.loads(path.read_text()))
+        known = json.loads(path.read_text())
+        files = {Path(name).name: value for name, value in known["files"].items()}  # the version before noted paths
+        measure = Measure(path, scale, known["expected"], files)
         check_budget(measure, folder.name, budget)
         return measure
     files = measure_files(protected_files(data))
@@ -91,7 +93,7 @@ def save_measure(measure: Measure) -> None:
 
 def changed_measure(measure: Measure) -> str:
     """Why numbers would not compare any more with those before, or "": evaluator or data are not what they were."""
-    problem = check_integrity([Path(path) for path in measure.files], measure.files)
+    problem = check_integrity(protected_files(data_root() / measure.scale), measure.files)
     return f"{problem}; undo that, or start another --tag" if problem else ""
 
 
@@ -268,15 +270,15 @@ def protected_files(data: Path) -> list[Path]:
 
 
 def measure_files(paths: list[Path]) -> dict[str, list]:
-    """{path: [stamp, sha256]}: what check_integrity() compares with. Can be kept as JSON between sessions."""
-    return {str(path): [stamp(path), file_hash(path)] for path in paths}
+    """{name: [stamp, sha256]}: what check_integrity() compares with. Another machine has the files at other paths."""
+    return {path.name: [stamp(path), file_hash(path)] for path in paths}
 
 
 def check_integrity(paths: list[Path], expected: dict[str, list]) -> str:
     """ "" or which files are not what they were. A file is hashed again only where its stamp differs."""
     changed = []
     for path in paths:
-        now, known = stamp(path), expected[str(path)]
+        now, known = stamp(path), expected[path.name]
         if now != known[0] and file_hash(path) != known[1]:
             changed.append(path.name + (" is missing" if not now else " has changed"))
         else:
