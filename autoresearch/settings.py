@@ -4,43 +4,48 @@ The settings: the front matter of program.md, YAML between two --- lines. Unknow
     python -m autoresearch.settings > docs/settings.md     # the page of all settings, from the definitions below
 """
 
-import dataclasses
-import math
 import re
 import typing
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import NonNegativeFloat as Amount
+from pydantic import NonNegativeInt as Count
+from pydantic import PositiveInt as OneOrMore
 
-EFFORTS = ("low", "medium", "high", "xhigh", "max")
-SANDBOX_MODES = ("auto", "on", "off")
-SHARES = ("constants_share", "keep.keep_at_once", "keep.keep_at_last")
-ONE_AT_LEAST = ("max_turns", "proposers")  # with none, nothing would ever be proposed
 DASHES = r"---[ \t]*$"  # the line before the front matter, and the one behind it
+# Settings of an older version, constants today.
+REMOVED = ["plateau", "max_refusals", "look_ahead", "proposers", "keep.keep_at_once", "keep.keep_at_last"]
+REMOVED += ["keep.max_runs", "keep.simpler_statements", "keep.equal", "keep.suspicious_gain"]
 
 # -----------------------------------------------------------------------------
 # Definitions
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+Sandbox = Literal["auto", "on", "off"]
+
 
 def setting(default: Any, meaning: str) -> Any:
-    """A field of a settings class: its default, and what docs/settings.md says of it."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+    """A field of a group: its default, and what docs/settings.md says of it."""
+    return Field(default=default, description=meaning)
 
 
-def needed(meaning: str) -> Any:
-    """A field without a default: where the group is given at all, it has to be there."""
-    return dataclasses.field(metadata={"meaning": meaning})
+class Group(BaseModel):
+    """Settings that cannot change once they are read; another key than these is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class Prices:
-    """US dollars per million tokens."""
+class Prices(Group):
+    """US dollars per million tokens. Where one is given, all are needed."""
 
-    input: float = needed("new input")
-    output: float = needed("output, thinking included")
-    cache_read: float = needed("input read from the API's cache")
-    cache_write: float = needed("input written to the API's cache for an hour")
+    input: Amount = Field(description="new input")
+    output: Amount = Field(description="output, thinking included")
+    cache_read: Amount = Field(description="input read from the API's cache")
+    cache_write: Amount = Field(description="input written to the API's cache for an hour")
 
     @property
     def cache_write_5m(self) -> float:
@@ -48,124 +53,94 @@ class Prices:
         return 1.25 * self.input
 
 
-@dataclass(frozen=True)
-class KeepRule:
-    """When a change is kept. Probabilities are of the candidate being truly better than the best."""
+class Keep(Group):
+    """The runs that make numbers of the baseline and the best certain. The rule itself is in judge/keep_rule.py."""
 
-    keep_at_once: float = setting(0.8, "probability of a true gain at which one run is enough for a keep")
-    keep_at_last: float = setting(
-        0.7, "less probable than this: dropped. In between: another run. What `max_runs` together have to reach"
-    )
-    max_runs: int = setting(2, "runs of one candidate, each on its own seed")
-    baseline_repeats: int = setting(2, "further runs of the baseline: they measure the noise")
-    confirm_runs: int = setting(3, "runs on fresh seeds before a session ends, of the best and of the baseline")
-    simpler_statements: int = setting(5, "a change that leaves so many statements less is a simplification")
-    equal: float = setting(1.0, "a simplification may be worse by so many times the noise")
-    suspicious_gain: float = setting(
-        0.03, "share of val_bpb. A larger gain is more than one change can do: measured on two seeds and flagged"
-    )
+    baseline_repeats: Count = setting(2, "further runs of the baseline: they measure the noise")
+    confirm_runs: Count = setting(3, "runs on fresh seeds before a session ends, of the best and of the baseline")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Group):
     """All that program.md can set."""
 
     model: str = setting("claude-opus-5-5", "the model of `--proposer anthropic`")
-    effort: str | None = setting(
+    effort: Effort | None = setting(
         "medium",
-        "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks. null: neither thinking nor effort is "
-        "asked for, as models that are not Claude need it",
+        "`low`, `medium`, `high`, `xhigh` or `max`: how much the model thinks. null: not asked for, as models "
+        "that are not Claude need it",
     )
-    max_tokens: int | None = setting(None, "tokens of one answer at most, thinking included. null: 32,000")
-    max_turns: int = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
-    repairs: int = setting(2, "how often an experiment that crashed by a slip goes back to be mended")
-    plateau: int = setting(12, "experiments without a keep after which the model is told that it is on a plateau")
-    max_refusals: int = setting(3, "proposals in a row that the model declines; then the search ends")
-    max_cost: float | None = setting(
+    max_tokens: OneOrMore | None = setting(None, "tokens of one answer at most, thinking included. null: 32,000")
+    max_turns: OneOrMore = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
+    repairs: Count = setting(2, "how many times a crashed experiment is sent back for repair")
+    max_cost: Amount | None = setting(
         None, "US dollars of API use in all, held to within one answer of each proposer at work. null: no cap"
     )
     prices: Prices | None = setting(
-        None,
-        "US dollars per million tokens. null: those of the model, by autoresearch/propose/models.py",
+        None, "US dollars per million tokens. null: those of the model, by autoresearch/propose/models.py"
     )
-    proposal_timeout: float = setting(1800.0, "seconds for one proposal")
-    look_ahead: int | None = setting(
-        None, "proposals that may wait for a slot. null: as few as keep the slots busy. 0: strictly one after the other"
-    )
-    proposers: int = setting(8, "proposals that may be written at once, where the slots need so many")
-    constants_share: float = setting(
+    proposal_timeout: Amount = setting(1800.0, "seconds for one proposal")
+    constants_share: Share = setting(
         0.0,
         "share of the experiments that `constants` proposes while an LLM proposes the others; on a plateau at least "
         "every second one. 0: none",
     )
-    kill_after: float | None = setting(
+    kill_after: Amount | None = setting(
         None, "seconds of wall-clock time for one run. null: twice the budget, at least the budget + 180"
     )
-    memory_limit_gb: float | None = setting(
+    memory_limit_gb: Amount | None = setting(
         None, "GB. A run whose peak memory on the device is larger is dropped. null: no limit"
     )
-    memory_gb: float | None = setting(
+    memory_gb: Amount | None = setting(
         None, "GB of the machine's memory for one run. null: half of it, for all slots together"
     )
-    sandbox: str = setting(
+    sandbox: Sandbox = setting(
         "auto", "`auto`: bubblewrap where it works. `on`: bubblewrap, or the search does not start. `off`: never"
     )
-    keep: KeepRule = setting(KeepRule(), "when a change is kept: [judging.md](judging.md)")
+    keep: Annotated[Keep, BeforeValidator(lambda given: {} if given is None else given)] = setting(
+        Keep(), "runs that measure the noise and confirm the best: [judging.md](judging.md)"
+    )
 
     def seconds_of_run(self, budget: int) -> float:
         """Seconds of wall-clock time after which a run that trains for `budget` seconds is killed."""
         return self.kill_after or max(2 * budget, budget + 180)
 
 
+def group_of(kind: Any) -> type[Group] | None:
+    """The group of settings that a key's type is, alone or with null; None if it is a plain value."""
+    kinds = (kind, *typing.get_args(kind))
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, Group)), None)
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Settings by their dotted names."""
+    parts = settings.model_dump().items()
+    nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}
+    return {name: value for name, value in parts if not isinstance(value, dict)} | nested
+
+
 # -----------------------------------------------------------------------------
 # Reading
 
 
-def read_settings(cls: Any, values: Any, where: str) -> Any:
-    """A dataclass of settings from parsed YAML. Raises ValueError that names an unknown key or a wrong type."""
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{where.rstrip('.') or 'the front matter'} is not a list of `key: value` lines")
-    types = typing.get_type_hints(cls)
-    checked = {}
-    for key, value in values.items():
-        name = f"{where}{key}"
-        if key not in types:
-            raise ValueError(f"unknown key `{name}`; known are: {', '.join(types)}")
-        group = group_of(types[key])
-        if group and not (value is None and type(None) in typing.get_args(types[key])):
-            checked[key] = read_settings(group, value, f"{name}.")
-        else:
-            checked[key] = checked_value(name, types[key], value)
-    fields = [field for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
-    if missing := [f"`{where}{field.name}`" for field in fields if field.name not in checked]:
-        raise ValueError(f"`{where.rstrip('.')}` needs {', '.join(missing)} too")
-    return cls(**checked)
+class Loader(yaml.BaseLoader):
+    """YAML whose values are as they were written: `1:30` is not 90, `on` is not true. A key stands there once."""
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        return None if node.style is None and text in ("", "~", "null", "Null", "NULL") else text
 
-def group_of(kind: Any) -> Any:
-    """The dataclass that a key's type is, alone or beside null; None if it is a plain value."""
-    return next((each for each in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(each)), None)
-
-
-def checked_value(name: str, kind: Any, value: Any) -> Any:
-    """The value of a key, if it is of the key's type and no number below zero. Raises ValueError."""
-    allowed = typing.get_args(kind) or (kind,)
-    accepted = (*allowed, int) if float in allowed else allowed
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        expected = " or ".join("null" if each is type(None) else each.__name__ for each in allowed)
-        raise ValueError(f"`{name}: {value}` should be {expected}")
-    if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}: {value}` should be 0 or more")
-    return value
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        values, keys = super().construct_mapping(node, deep), [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"`{twice[0]}` stands there twice; delete one of the lines")
+        return values
 
 
 def front_matter(text: str) -> tuple[str, str]:
     """(front matter, instructions) of a program.md. Raises ValueError if the file breaks off, as half a save does."""
     if not text.strip():
         raise ValueError("it is empty")
-    begun = re.match(rf"\ufeff?\s*{DASHES}", text, re.MULTILINE)
+    begun = re.match(rf"\s*{DASHES}", text, re.MULTILINE)
     if not begun:
         return "", text
     front, *instructions = re.split(rf"^{DASHES}\n?", text[begun.end() :], maxsplit=1, flags=re.MULTILINE)
@@ -174,67 +149,88 @@ def front_matter(text: str) -> tuple[str, str]:
     return front, instructions[0]
 
 
-def parse_program(text: str) -> tuple[Settings, str]:
-    """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid."""
+def refuse_misplaced(instructions: str) -> None:
+    """Raise ValueError where a line among the instructions is a setting: nobody would read it there."""
+    names = {name.rpartition(".")[2] for name in (*flat(Settings()), *REMOVED)}
+    line = re.search(rf"^[ \t]*({'|'.join(sorted(names))}):[ \t]+[\w.-]+[ \t]*(#.*)?$", instructions, re.MULTILINE)
+    if line:
+        where = "settings stand between two --- lines at the very top of the file"
+        raise ValueError(f"`{' '.join(line[0].split())}` is not read where it stands: {where}")
+
+
+def take_removed(values: Any) -> list[str]:
+    """Take what is a constant today out of parsed front matter. Returns the names."""
+    taken = []
+    for name in REMOVED:
+        group, _, key = name.rpartition(".")
+        place = values.get(group) if group and isinstance(values, dict) else values
+        if isinstance(place, dict) and key in place:
+            del place[key]
+            taken.append(name)
+    return taken
+
+
+def problem_of(error: ValidationError) -> str:
+    """One line for the first thing that is wrong, with the key's name and what it should be."""
+    first, missing = error.errors()[0], [each["loc"] for each in error.errors() if each["type"] == "missing"]
+    *path, key = map(str, first["loc"] or ("the front matter",))
+    name = ".".join([*path, key])
+    if missing:
+        names = ", ".join(f"`{'.'.join(map(str, each))}`" for each in missing)
+        return f"`{'.'.join(map(str, missing[0][:-1]))}` needs {names} too"
+    if first["type"] == "extra_forbidden":
+        owner: Any = Settings
+        for step in path:
+            owner = group_of(owner.model_fields[step].annotation)
+        return f"unknown key `{name}`; known are: {', '.join(owner.model_fields)}"
+    if first["type"] == "model_type":
+        return f"{name} is not a list of `key: value` lines"
+    expected = first["msg"].removeprefix("Input should be ").split(", unable")[0]
+    return f"`{name}: {first['input']}` should be {expected}"
+
+
+def parse_program(text: str, warn: Callable[[str], object] = str) -> tuple[Settings, str]:
+    """(settings, instructions) of a program.md. Raises ValueError with one line if the front matter is not valid.
+
+    `warn` gets a line about keys that an older version had: nothing is refused for them.
+    """
     front, instructions = front_matter(text)
     try:
-        values = yaml.safe_load(front)
-    except yaml.YAMLError as error:
+        values = yaml.load(front, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"the front matter is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(values, dict) and isinstance(values.get("sandbox"), bool):  # on and off are booleans to YAML
-        values["sandbox"] = "on" if values["sandbox"] else "off"
-    settings = read_settings(Settings, values, "")
-    check_ranges(settings)
-    return settings, instructions
-
-
-def check_ranges(settings: Settings) -> None:
-    """Raises ValueError that names a setting whose value is of its type, and yet none that it can have."""
-    for name, value in flat(settings).items():
-        choices = {"effort": EFFORTS, "sandbox": SANDBOX_MODES}.get(name, ())
-        if choices and value is not None and value not in choices:
-            raise ValueError(f"`{name}: {value}` should be {', '.join(choices[:-1])} or {choices[-1]}")
-        if name in SHARES and value > 1:
-            raise ValueError(f"`{name}: {value}` should be from 0 to 1")
-        if name in ONE_AT_LEAST and value < 1:
-            raise ValueError(f"`{name}: {value}` should be 1 or more")
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """Settings by their dotted names."""
-    parts = dataclasses.asdict(settings).items()
-    nested = {f"{name}.{key}": each for name, value in parts if isinstance(value, dict) for key, each in value.items()}
-    return {name: value for name, value in parts if not isinstance(value, dict)} | nested
+    refuse_misplaced(instructions)
+    if removed := take_removed(values):
+        names = ", ".join(f"`{name}`" for name in removed)
+        warn(f"program.md: {names}: a constant now, what is set here is not read; delete the line")
+    try:
+        return Settings.model_validate({} if values is None else values), instructions
+    except ValidationError as error:
+        raise ValueError(problem_of(error)) from error
 
 
 # -----------------------------------------------------------------------------
 # The page
 
 
-def table(cls: Any = Settings, prefix: str = "") -> list[str]:
+def table(group: type[Group] = Settings, prefix: str = "") -> list[str]:
     """A line of docs/settings.md for each setting, nested ones behind their own."""
-    lines, types = [], typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        lines.append(f"| `{prefix}{field.name}` | {default_text(field)} | {field.metadata['meaning']} |")
-        if group := group_of(types[field.name]):
-            lines += table(group, f"{field.name}.")
+    lines = []
+    for name, field in group.model_fields.items():
+        plain = not field.is_required() and not isinstance(field.default, Group)
+        default = str(field.default).removesuffix(".0").replace("None", "null") if plain else ""
+        lines.append(f"| `{prefix}{name}` | {default} | {field.description} |")
+        if nested := group_of(field.annotation):
+            lines += table(nested, f"{name}.")
     return lines
-
-
-def default_text(field: dataclasses.Field) -> str:
-    """A default as it is written in program.md; nothing where there is none, or a group of its own."""
-    if field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default):
-        return ""
-    if field.default is None:
-        return "null"
-    return f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"
 
 
 PAGE = """# Settings
 
-The front matter of `program.md`, between two `---` lines, as YAML. All keys have defaults. The file is read again
-before every proposal, so you can edit it while a search runs: a change is logged, and a file that is not valid changes
-nothing until it is mended. Nothing in it needs a commit. An unknown key or a wrong type is refused by name.
+The front matter of `program.md`, between two `---` lines at its very top, as YAML. All keys have defaults. The file is
+read again before every proposal, so you can edit it while a search runs. A change is logged, and a file that is not
+valid changes nothing until it is corrected. Nothing in it needs a commit. An unknown key, a key that stands there
+twice and a wrong type are refused by name.
 
 This page is written by `python -m autoresearch.settings` from the definitions in `autoresearch/settings.py`.
 

@@ -2,11 +2,18 @@
 Text for a table, a terminal and a person; and the one line that a program ends with when the mistake is the user's.
 """
 
+import codecs
+import shlex
 import sys
+from pathlib import Path
 from typing import NoReturn
 
+# The byte order marks of files that are not UTF-8. UTF-32's begins with that of UTF-16.
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
+MARKS |= {codecs.BOM_UTF16_BE: "UTF-16"}
 
-class BadInput(Exception):
+
+class BadInput(ValueError):
     """What fail() would say, from under a progress bar or in a thread: who catches it prints the line."""
 
 
@@ -14,6 +21,29 @@ def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 2: the mistake is the user's to mend."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def decode(raw: bytes, path: Path, line: int = 1) -> str:
+    """The text of UTF-8 bytes without their byte order mark. `line`: of the file, where they begin.
+
+    Raises BadInput that names the file, its encoding as far as that can be told, and the command that converts it.
+    """
+    encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "")
+    try:
+        if not encoding:
+            return raw.decode("utf-8-sig")
+        problem = f"this is {encoding}"
+    except UnicodeDecodeError as error:
+        encoding = "WINDOWS-1252"
+        line += error.object.count(b"\n", 0, error.start)
+        problem = f"line {line} has the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
+    converted = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > NEW"
+    raise BadInput(f"{path}: {problem}; convert it: {converted} (or -f its own encoding; -f UTF-8 -c drops bad bytes)")
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text, with or without a byte order mark. Raises BadInput; line ends become newlines."""
+    return decode(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def one_line(text: str) -> str:

@@ -82,21 +82,25 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from rich.console import Console
 
     import prepare_data
+    from autoresearch.judge import keep_rule
+    from autoresearch.loop import proposers
     from autoresearch.loop.inflight import Queue, Slot, restore_queue
-    from autoresearch.loop.proposers import PROPOSERS
     from autoresearch.loop.session import Options, Session
     from autoresearch.record.log import Log
     from autoresearch.record.reading import read_ledger
     from autoresearch.record.repository import open_repository
     from autoresearch.record.restore import open_ledger
-    from autoresearch.settings import KeepRule, Settings
+    from autoresearch.settings import Keep, Settings
 
-    PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
+    proposers.PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
     options = Options(
         "t", "simulated", "", experiments, None, math.inf, "cpu", 42, prepare_data.TIME_BUDGET, 0, 128, 1024
     )
-    asked = {"look_ahead": 0, "proposers": 1} if serial else {"proposers": 64}
-    settings = Settings(keep=KeepRule(max_runs=1, confirm_runs=0), **asked)
+    keep_rule.MAX_RUNS, proposers.AT_WORK = 1, 64
+    if serial:
+        several, proposers.look_ahead = proposers.wants_proposal, lambda *_: 0
+        proposers.wants_proposal = lambda *search: not search[2].asking.at_work and several(*search)
+    settings = Settings(keep=Keep(confirm_runs=0))
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"
     lock = open("lock", "w")  # noqa: SIM115 (as long as the process)
     session = Session(options, log, lock, settings, "", program.stat().st_mtime_ns)

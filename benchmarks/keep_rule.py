@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from autoresearch.judge import keep_rule
 from autoresearch.judge.belief import after_candidate, start
 from autoresearch.judge.keep_rule import confirmed_best, fresh_seeds, judge, reconsider
 from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
 from autoresearch.nouns import Noise
-from autoresearch.settings import KeepRule
+from autoresearch.settings import Keep
 
 SIGMA = 0.0003  # val_bpb; the published order of magnitude, and small enough for all numbers to be plausible
 BASELINE = 0.998
 SEEDS = 64
 REPLICATIONS = {125: 700, 700: 120}  # of the first table
-RULE = KeepRule()
+KEEP = Keep()
 NEAR_MISS = 0.3  # a discard as probable as this is worth another look while the same best stands
 PRIOR = Noise(SIGMA, 7)  # as published for the h100 scale
 
@@ -147,27 +148,27 @@ def sequential_test(world: World, alpha: float = 0.03, beta: float = 0.1, gain_s
     return statistics.fmean(best.values()), None
 
 
-def shipped(world: World, rule: KeepRule = RULE):
-    noise, _, belief = play(world, rule)
+def shipped(world: World, keep: Keep = KEEP):
+    noise, _, belief = play(world, keep)
     confirmed = confirmed_best({seed: world.run(0, seed) for seed in fresh_seeds(belief.runs, world.left)}, noise)
     return belief.best, confirmed and confirmed.val_bpb
 
 
-def play(world: World, rule: KeepRule):
+def play(world: World, keep: Keep):
     """The search under judge(), until only the confirming runs are left. Returns the noise and the belief."""
-    baseline = {seed: world.run(0, seed) for seed in range(1 + rule.baseline_repeats)}
+    baseline = {seed: world.run(0, seed) for seed in range(1 + keep.baseline_repeats)}
     history, near = [], []  # all (runs, kept); the (true gain, runs) of near misses since the last keep
     noise, offsets, belief = learn(world, baseline, history)
-    while world.left > rule.confirm_runs:
+    while world.left > keep.confirm_runs:
         seen = [without_seed(runs, offsets) for _, runs in near]
-        second_look = reconsider(seen, belief, noise, rule)
+        second_look = reconsider(seen, belief, noise)
         if second_look:
             gain, runs = near.pop(second_look[0])
             history = [entry for entry in history if entry[0] is not runs]
         else:
             gain = world.candidate()
             runs = {0: world.run(gain, 0)}
-        verdict = finish(world, gain, runs, belief, noise, offsets, rule)
+        verdict = finish(world, gain, runs, belief, noise, offsets, keep)
         kept = verdict.status == "keep"
         history.append((runs, kept))
         if second_look or len(runs) > 1:
@@ -194,12 +195,12 @@ def learn(world: World, baseline, history):
     return noise, offsets, belief
 
 
-def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, rule: KeepRule, statements_less: int = 0):
+def finish(world: World, gain: float, runs, belief, noise: Noise, offsets, keep: Keep, statements_less: int = 0):
     """Run a candidate as often as judge() asks for it and the budget allows. Adds to `runs`, returns the verdict."""
     while True:
         seen = without_seed(runs, offsets)
-        verdict = judge(seen, belief, noise, rule, statements_less=statements_less)
-        if verdict.status != "again" or world.left == rule.confirm_runs:
+        verdict = judge(seen, belief, noise, statements_less=statements_less)
+        if verdict.status != "again" or world.left == keep.confirm_runs:
             return verdict
         runs[verdict.next_seed] = world.run(gain, verdict.next_seed)
 
@@ -266,11 +267,11 @@ def print_chances(replications: int = 400) -> None:
         kept, runs = dict.fromkeys(gains, 0), dict.fromkeys(gains, 0)
         for replication in range(replications):
             world = World(10_000 + replication, 63, Stream())
-            noise, offsets, belief = play(world, RULE)
+            noise, offsets, belief = play(world, KEEP)
             world.budget = 1000
             for gain in gains:
                 measured = {0: world.run(gain, 0)}
-                verdict = finish(world, gain, measured, belief, noise, offsets, RULE, less)
+                verdict = finish(world, gain, measured, belief, noise, offsets, KEEP, less)
                 kept[gain] += verdict.status == "keep"
                 runs[gain] += len(measured)
         print(f"{name:26}" + "".join(f"{count / replications:7.0%}" for count in kept.values()))
@@ -315,8 +316,8 @@ def print_frontier() -> None:
     base = score(greedy, 125, share=0.25)
     print("the frontier, 125 runs:  keep_at_once  keep_at_last   of greedy's gain   of greedy's false keeps (share)")
     for at_once, at_last in FRONTIER:
-        rule = KeepRule(keep_at_once=at_once, keep_at_last=at_last)
-        s = score(lambda world, rule=rule: shipped(world, rule), 125, share=0.25)
+        keep_rule.KEEP_AT_ONCE, keep_rule.KEEP_AT_LAST = at_once, at_last
+        s = score(shipped, 125, share=0.25)
         print(f"{at_once:37.2f} {at_last:13.2f} {s.gain / base.gain:18.1%} {s.false / base.false:18.0%}")
     print()
 

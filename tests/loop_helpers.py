@@ -63,10 +63,11 @@ def make_repository(folder: Path, train: str = STUB, serial: bool = True) -> Pat
     (folder / "results.tsv").write_text(HEADER)
     (folder / "train.py").write_text(train)
     program = (folder / "program.md").read_text().replace("confirm_runs: 3", "confirm_runs: 1")
-    if serial:
-        program = program.replace("look_ahead: null", "look_ahead: 0   ").replace("repairs: 2", "repairs: 0")
-    (folder / "program.md").write_text(program)
     git(folder, "init", "-q", "-b", "main")
+    if serial:
+        program = program.replace("repairs: 2", "repairs: 0")
+        (folder / ".git/serial").touch()  # for printed_loop.py
+    (folder / "program.md").write_text(program)
     git(folder, "config", "user.email", "test@localhost")
     git(folder, "config", "user.name", "test")
     git(folder, "add", "-A")

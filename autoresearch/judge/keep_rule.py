@@ -38,8 +38,15 @@ import math
 from autoresearch.judge.belief import Belief, measured_gain, posterior, probability_above
 from autoresearch.judge.noise import mean, plausible
 from autoresearch.nouns import Estimate, Noise, Runs, Verdict
-from autoresearch.settings import KeepRule
 from autoresearch.text import plural
+
+KEEP_AT_ONCE = 0.8  # probability of a true gain at which one run is enough for a keep
+KEEP_AT_LAST = 0.7  # less probable than this: dropped. In between: another run, until there are MAX_RUNS
+MAX_RUNS = 2  # of one candidate, each on its own seed
+SIMPLER_STATEMENTS = 5  # this many statements less are a simplification
+EQUAL = 1.0  # a simplification may be worse by this many times the noise
+SUSPICIOUS_GAIN = 0.03  # share of val_bpb: a larger gain is measured on two seeds and flagged
+
 
 # -----------------------------------------------------------------------------
 # The verdict
@@ -49,7 +56,7 @@ def judge(
     candidate: Runs,
     belief: Belief | None,  # None for the baseline
     noise: Noise,
-    rule: KeepRule,
+    baseline_repeats: int = 0,
     memory_gb: float = 0.0,
     memory_limit_gb: float = math.inf,
     statements_less: int = 0,  # than the best has
@@ -59,19 +66,19 @@ def judge(
         return Verdict("invalid", reason)
     runs, next_seed = len(candidate), max(candidate) + 1
     if belief is None:
-        missing = runs < 1 + rule.baseline_repeats
+        missing = runs < 1 + baseline_repeats
         return Verdict("again" if missing else "keep", "baseline", next_seed=next_seed if missing else None)
     gain, deviation = measured_gain(candidate, belief, noise)
     true_gain = posterior(gain, deviation, belief.usual, noise.sigma)
-    suspicious = gain > rule.suspicious_gain * belief.best
+    suspicious = gain > SUSPICIOUS_GAIN * belief.best
     if not memory_gb <= memory_limit_gb:
         reason = f"memory {memory_gb:.1f} GB is over the limit of {memory_limit_gb:.1f} GB"
         return Verdict("discard", reason, gain, true_gain.better, None, suspicious)
-    status, reason = decide(true_gain.better, runs, rule)
-    if status != "keep" and statements_less >= rule.simpler_statements:
-        equal = probability_above(rule.equal * noise.sigma, gain, deviation, belief.usual, noise.sigma)
-        status, reason = decide(equal, runs, rule)
-        reason = f"{statements_less} statements less; not worse by over {rule.equal:g} x noise: {reason}"
+    status, reason = decide(true_gain.better, runs)
+    if status != "keep" and statements_less >= SIMPLER_STATEMENTS:
+        equal = probability_above(EQUAL * noise.sigma, gain, deviation, belief.usual, noise.sigma)
+        status, reason = decide(equal, runs)
+        reason = f"{statements_less} statements less; not worse by over {EQUAL:g} x noise: {reason}"
     if suspicious and status == "keep":
         status, reason = ("again", "too good for one change, so measured again") if runs < 2 else (status, reason)
         reason = reason if runs < 2 else f"{reason}; suspiciously good, and confirmed on another seed"
@@ -89,26 +96,26 @@ def refusal(candidate: Runs) -> str:
     return ""
 
 
-def decide(probability: float, runs: int, rule: KeepRule) -> tuple[str, str]:
+def decide(probability: float, runs: int) -> tuple[str, str]:
     """(status, reason) from a probability and the number of runs it rests on."""
-    said = f"probability {probability_text(probability, rule)} after {plural(runs, 'run')}"
-    if probability >= rule.keep_at_once:
+    said = f"probability {probability_text(probability)} after {plural(runs, 'run')}"
+    if probability >= KEEP_AT_ONCE:
         return "keep", said
-    if probability < rule.keep_at_last:
+    if probability < KEEP_AT_LAST:
         return "discard", said
-    return ("again" if runs < rule.max_runs else "keep"), said
+    return ("again" if runs < MAX_RUNS else "keep"), said
 
 
-def probability_text(probability: float, rule: KeepRule) -> str:
+def probability_text(probability: float) -> str:
     """With as many digits, at least two, as show on which side of the rule's thresholds it is: 0.797, not 0.80."""
     for digits in range(2, 6):
         text = f"{probability:.{digits}f}"
-        if all((float(text) >= limit) == (probability >= limit) for limit in (rule.keep_at_once, rule.keep_at_last)):
+        if all((float(text) >= limit) == (probability >= limit) for limit in (KEEP_AT_ONCE, KEEP_AT_LAST)):
             return text
     return f"{probability:.6f}"
 
 
-def reconsider(near: list[Runs], belief: Belief, noise: Noise, rule: KeepRule) -> tuple[int, Verdict] | None:
+def reconsider(near: list[Runs], belief: Belief, noise: Noise) -> tuple[int, Verdict] | None:
     """Of the near misses since the last keep, the likeliest, if it would not be dropped today: (its index, verdict).
 
     The best that they lost to may have been lucky, and what came after has shown it. They stand on that best still.
@@ -116,7 +123,7 @@ def reconsider(near: list[Runs], belief: Belief, noise: Noise, rule: KeepRule) -
     verdicts = {}
     for runs_each in {len(runs) for runs in near}:  # with as many runs, the lowest mean is the likeliest
         number = min((n for n, runs in enumerate(near) if len(runs) == runs_each), key=lambda n: mean(near[n]))
-        verdicts[number] = judge(near[number], belief, noise, rule)
+        verdicts[number] = judge(near[number], belief, noise)
     if not verdicts:
         return None
     likeliest = max(verdicts, key=lambda number: verdicts[number].better)

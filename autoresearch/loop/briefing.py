@@ -19,6 +19,7 @@ from typing import Any
 
 from autoresearch.files import ROOT, data_root
 from autoresearch.judge.belief import measured_gain, posterior
+from autoresearch.judge.keep_rule import KEEP_AT_ONCE
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.limits import proposals_to_come
@@ -77,7 +78,7 @@ def keep_gain(session: Session, ledger: Ledger) -> float:
     low, high = 0.0, 20 * deviation
     for _ in range(40):
         middle = (low + high) / 2
-        enough = posterior(middle, deviation, belief.usual, sigma).better >= session.settings.keep.keep_at_once
+        enough = posterior(middle, deviation, belief.usual, sigma).better >= KEEP_AT_ONCE
         low, high = (low, middle) if enough else (middle, high)
     return high
 

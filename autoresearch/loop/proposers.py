@@ -44,7 +44,6 @@ from autoresearch.propose.context import (
     Training,
 )
 from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
-from autoresearch.settings import Settings
 from autoresearch.text import plural
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
@@ -53,6 +52,8 @@ PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "constants": propose_constants,
 }
 Outcome = Proposal | ProposalFailed
+AT_WORK = 8  # proposals written at once at most; with more slots, one for each
+MAX_REFUSALS = 3  # proposals in a row that the model declines; then the search ends
 BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is asked for all the same
 
 # -----------------------------------------------------------------------------
@@ -86,22 +87,20 @@ def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
 
 def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
     """Whether an edit is missing for an idle slot, or to look ahead, and one more proposer may be at work."""
-    most = 1 if session.options.proposer == "constants" else session.settings.proposers
+    most = 1 if session.options.proposer == "constants" else max(AT_WORK, len(queue.slots))
     if len(queue.asking.at_work) >= most:
         return False
     idle = len(queue.slots) - len(queue.running) - len(queue.tasks)
-    wanted = idle + look_ahead(queue, session.settings, run_seconds(ledger, session.options.time_budget))
+    wanted = idle + look_ahead(queue, run_seconds(ledger, session.options.time_budget))
     return wanted > len(queue.waiting) + len(queue.asking.at_work)
 
 
-def look_ahead(queue: Queue, settings: Settings, seconds: float) -> int:
+def look_ahead(queue: Queue, seconds: float) -> int:
     """How many proposals are being written or wait while all slots train. `seconds`: that a run takes.
 
     While one proposal is written, the slots begin so many runs: as many have to be under way (Little's law), and some
     more, as times vary. What waits knows less than what is written later, so few are enough.
     """
-    if settings.look_ahead is not None:
-        return settings.look_ahead
     begun = statistics.fmean(queue.asking.seconds or [0.0]) * len(queue.slots) / max(seconds, 0.1)
     return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, len(queue.slots) // 4)
 
@@ -272,7 +271,7 @@ def no_proposal_came(
         record(session, ledger, queue, crashed, verdict)
     else:
         wait_longer(queue.asking, failure, context.note)
-    session.blocked = session.blocked or block_reason(queue.asking, failure, session.settings.max_refusals)
+    session.blocked = session.blocked or block_reason(queue.asking, failure)
 
 
 def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
@@ -289,12 +288,12 @@ def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
     asking.nothing_left = str(failure) if isinstance(failure, NothingLeft) else ""
 
 
-def block_reason(asking: Asking, failure: ProposalFailed, max_refusals: int) -> str:
+def block_reason(asking: Asking, failure: ProposalFailed) -> str:
     """Why only a person can go on after this failure, or ""."""
     asking.refusals = asking.refusals + 1 if isinstance(failure, Refused) else 0
     if isinstance(failure, CannotPropose):
         return str(failure)
-    if asking.refusals < max(1, max_refusals):
+    if asking.refusals < MAX_REFUSALS:
         return ""
     declined = f"{plural(asking.refusals, 'proposal')} declined in a row ({failure})"
     return f"{declined}; whether and how to go on is for a person to decide: see Refusals in docs/researcher.md"

@@ -22,6 +22,7 @@ from autoresearch.record.log import Log
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings, flat, parse_program
+from autoresearch.text import read_text
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ def note_start(session: Session, ledger: Ledger, slots: int) -> None:
     note(ledger, "session", values | {"process": os.getpid(), "slots": slots, "deadline": options.ends})
 
 
-def read_program(path: Path, max_cost: float | None) -> tuple[Settings, str]:
+def read_program(path: Path, max_cost: float | None, warn: Callable[[str], object] = str) -> tuple[Settings, str]:
     """(settings, instructions) of program.md, with --max-cost in them. Raises ValueError with one line."""
-    settings, instructions = parse_program(path.read_text())
+    settings, instructions = parse_program(read_text(path), warn)
     if problem := sandbox.mode_problem(settings.sandbox):
         raise ValueError(problem)
-    return settings if max_cost is None else dataclasses.replace(settings, max_cost=max_cost), instructions
+    return settings if max_cost is None else settings.model_copy(update={"max_cost": max_cost}), instructions
 
 
 def reload_program(session: Session) -> None:
@@ -113,7 +114,7 @@ def reload_program(session: Session) -> None:
         return
     session.program_stamp = stamp
     try:
-        settings, instructions = read_program(path, session.options.max_cost)
+        settings, instructions = read_program(path, session.options.max_cost, session.log.say)
     except (ValueError, OSError) as error:
         session.log.say(f"program.md is not valid ({error}); going on with the last good one")
         return
@@ -141,4 +142,4 @@ def with_working_model(session: Session, settings: Settings) -> Settings:
     except Fault as fault:
         session.log.say(f"program.md: {fault}")
     session.log.say(f"program.md: going on with model {before['model']}, effort {before['effort']}")
-    return dataclasses.replace(settings, **before)
+    return settings.model_copy(update=before)

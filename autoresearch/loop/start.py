@@ -121,10 +121,10 @@ def default_tag(repo: Repository) -> str:
     return time.strftime("%b%d").lower()
 
 
-def check_program(max_cost: float | None) -> tuple[Settings, str]:
+def check_program(max_cost: float | None, warn: Callable[[str], object] = str) -> tuple[Settings, str]:
     """program.md's settings and instructions."""
     try:
-        return read_program(ROOT / "program.md", max_cost)
+        return read_program(ROOT / "program.md", max_cost, warn)
     except (ValueError, OSError) as error:
         fail(f"program.md: {error}")
 
@@ -161,12 +161,12 @@ def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
 
     tag = args.tag or default_tag(repo)
 
-    def settings() -> Settings:
-        return check_program(args.max_cost)[0]
+    def settings(warn: Callable[[str], object] = str) -> Settings:
+        return check_program(args.max_cost, warn)[0]
 
     return {
         "files and git": lambda: check_files(repo, tag, in_checkout=not args.demo),
-        "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings()),
+        "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings(print)),
         "prepared data": lambda: check_data(tag, args.ray),
         "proposer": lambda: check_proposer(args.proposer, settings()),
     }

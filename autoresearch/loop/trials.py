@@ -263,7 +263,7 @@ def fill(bench: Bench, waiting: deque[Trial]) -> None:
         options = dataclasses.replace(bench.session.options, time_budget=trial.budget, steps=trial.steps)
         settings = bench.session.settings
         if trial.budget > bench.budget:  # the setting was made for runs of the search
-            settings = dataclasses.replace(settings, kill_after=None)
+            settings = settings.model_copy(update={"kill_after": None})
         session = dataclasses.replace(bench.session, options=options, settings=settings, measure=bench.measure)
         task = Task(
             Candidate(0, Proposal(trial.what, trial.source), 0), trial.seed, "test" if trial.tested else "prove"

@@ -46,13 +46,12 @@ def judge_runs(ledger: Ledger, options: Options, settings: Settings, candidate: 
     known = knowledge(ledger, options.scale)
     values = without_seed({run.seed: run.result.val_bpb for run in runs}, known.offsets)
     if not ledger.kept:
-        return judge(values, None, known.paired_noise, settings.keep)
+        return judge(values, None, known.paired_noise, settings.keep.baseline_repeats)
     base = ledger.source_of(candidate.base)
     return judge(
         values,
         known.beliefs[ledger.row(candidate.base).commit],
         known.paired_noise,
-        settings.keep,
         memory_gb=max(run.result.memory_gb for run in runs),
         memory_limit_gb=settings.memory_limit_gb or math.inf,
         statements_less=count_statements(base) - count_statements(candidate.proposal.source),
@@ -74,7 +73,7 @@ def second_look(ledger: Ledger, options: Options, settings: Settings, under_way:
     near = [row for row in judged(ledger) if row.parent == best.commit and row.status == "discard"]
     near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
     runs = [without_seed(runs_of(row), known.offsets) for row in near]
-    chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise, settings.keep)
+    chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise)
     return near[chosen[0]] if chosen else None
 
 

@@ -21,6 +21,8 @@ from autoresearch.row import Row
 from autoresearch.settings import Settings
 from autoresearch.source import edit_problem
 
+PLATEAU = 12  # experiments without a keep after which a search is on a plateau
+
 
 @dataclass
 class Training:
@@ -103,7 +105,7 @@ class Context:
 
     @property
     def on_plateau(self) -> bool:
-        return 0 < self.settings.plateau <= self.streak
+        return self.streak >= PLATEAU
 
     @property
     def tried(self) -> list[str]:

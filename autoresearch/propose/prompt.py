@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 
+from autoresearch.judge.keep_rule import KEEP_AT_LAST, KEEP_AT_ONCE, MAX_RUNS, SIMPLER_STATEMENTS
 from autoresearch.propose.context import Context, Crash, Training
 from autoresearch.propose.digest import (
     clean,
@@ -123,9 +124,8 @@ def cached(block: dict) -> dict:
 
 def system_text(context: Context) -> str:
     """What stays the same for a whole session."""
-    keep = context.settings.keep
-    values = {"at_once": keep.keep_at_once, "at_last": keep.keep_at_last, "max_runs": keep.max_runs}
-    text = SYSTEM.format(statements=keep.simpler_statements, notebook=NOTEBOOK_CHARACTERS, **values)
+    values = {"at_once": KEEP_AT_ONCE, "at_last": KEEP_AT_LAST, "max_runs": MAX_RUNS}
+    text = SYSTEM.format(statements=SIMPLER_STATEMENTS, notebook=NOTEBOOK_CHARACTERS, **values)
     scale = f"Scale {context.scale} ({DEVICES[context.scale]}): MAX_SEQ_LEN {context.max_seq_len}, TIME_BUDGET "
     scale += f"{context.time_budget} s, vocabulary {context.vocab_size}."
     limit = context.settings.memory_limit_gb

@@ -7,16 +7,14 @@ import random
 import pytest
 from candidates import BASELINE, BELIEF, NOISE, SIGMA, candidate
 
+from autoresearch.judge import keep_rule
 from autoresearch.judge.belief import after_best_run, start
 from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain, decide, fresh_seeds, judge, reconsider
 from autoresearch.nouns import Noise
-from autoresearch.settings import KeepRule
-
-RULE = KeepRule()
 
 
 def status(*gains: float, **facts) -> str:
-    return judge(candidate(*gains), BELIEF, NOISE, RULE, **facts).status
+    return judge(candidate(*gains), BELIEF, NOISE, **facts).status
 
 
 @pytest.mark.parametrize(
@@ -52,59 +50,60 @@ def test_only_the_difference_counts():
         noise = Noise(SIGMA * factor, 20)
         belief = start({seed: shift + 0.998 + factor * (value - 0.998) for seed, value in BASELINE.items()}, noise)
         for gain in (-2, 0.5, 1.8, 3):
-            verdict = judge({42: belief.best - gain * noise.sigma}, belief, noise, RULE)
+            verdict = judge({42: belief.best - gain * noise.sigma}, belief, noise)
             assert verdict.status == status(gain)
             assert verdict.gain == pytest.approx(gain * noise.sigma)
 
 
 def test_again_names_an_unused_seed_and_others_none():
-    verdict = judge(candidate(1.8), BELIEF, NOISE, RULE)
+    verdict = judge(candidate(1.8), BELIEF, NOISE)
     assert (verdict.status, verdict.next_seed) == ("again", 43)
-    assert judge(candidate(9), BELIEF, NOISE, RULE).next_seed is None
+    assert judge(candidate(9), BELIEF, NOISE).next_seed is None
 
 
 def test_a_near_miss_gets_a_second_look_when_the_best_was_lucky():
     belief = start({42: 0.998}, NOISE)
     near = [{42: belief.best - gain * SIGMA} for gain in (-1, 1.2, 0.5)]
-    assert judge(near[1], belief, NOISE, RULE).status == "discard"
-    assert reconsider(near, belief, NOISE, RULE) is None
-    assert reconsider([], belief, NOISE, RULE) is None
+    assert judge(near[1], belief, NOISE).status == "discard"
+    assert reconsider(near, belief, NOISE) is None
+    assert reconsider([], belief, NOISE) is None
     for seed in (43, 44, 45):
         belief = after_best_run(belief, seed, 0.9984, NOISE)
-    number, verdict = reconsider(near, belief, NOISE, RULE)
+    number, verdict = reconsider(near, belief, NOISE)
     assert number == 1 and verdict.status in ("again", "keep")
 
 
-def test_the_number_of_runs_is_limited():
+def test_the_number_of_runs_is_limited(monkeypatch):
     for most in (1, 2, 4):
-        rule = KeepRule(max_runs=most, keep_at_once=0.999, keep_at_last=0.001)
-        assert judge(candidate(*[1.5] * most), BELIEF, NOISE, rule).status in ("keep", "discard")
+        for name, value in {"MAX_RUNS": most, "KEEP_AT_ONCE": 0.999, "KEEP_AT_LAST": 0.001}.items():
+            monkeypatch.setattr(keep_rule, name, value)
+        assert judge(candidate(*[1.5] * most), BELIEF, NOISE).status in ("keep", "discard")
         if most > 1:
-            assert judge(candidate(*[1.5] * (most - 1)), BELIEF, NOISE, rule).status == "again"
+            assert judge(candidate(*[1.5] * (most - 1)), BELIEF, NOISE).status == "again"
 
 
 def test_the_baseline_is_repeated_then_kept():
-    assert judge({42: 0.998}, None, NOISE, RULE).next_seed == 43
-    assert judge({42: 0.998, 43: 0.998}, None, NOISE, RULE).status == "again"
-    assert judge(BASELINE, None, NOISE, RULE).status == "keep"
-    assert judge({42: 0.998}, None, NOISE, KeepRule(baseline_repeats=0)).status == "keep"
+    assert judge({42: 0.998}, None, NOISE, 2).next_seed == 43
+    assert judge({42: 0.998, 43: 0.998}, None, NOISE, 2).status == "again"
+    assert judge(BASELINE, None, NOISE, 2).status == "keep"
+    assert judge({42: 0.998}, None, NOISE).status == "keep"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -0.5, 20.0, 1e300])
 def test_implausible_numbers_are_invalid(value):
     for runs, belief in (({42: value}, BELIEF), ({42: 0.9, 43: value}, BELIEF), ({42: value}, None)):
-        verdict = judge(runs, belief, NOISE, RULE)
+        verdict = judge(runs, belief, NOISE)
         assert verdict.status == "invalid"
         assert "plausible" in verdict.reason
 
 
 def test_no_run_is_an_error():
     with pytest.raises(ValueError, match="without a run"):
-        judge({}, BELIEF, NOISE, RULE)
+        judge({}, BELIEF, NOISE)
 
 
 def test_memory_over_the_limit_is_dropped_and_said():
-    verdict = judge(candidate(9), BELIEF, NOISE, RULE, memory_gb=81.25, memory_limit_gb=80)
+    verdict = judge(candidate(9), BELIEF, NOISE, memory_gb=81.25, memory_limit_gb=80)
     assert verdict.status == "discard"
     assert "81.2 GB" in verdict.reason and "80.0 GB" in verdict.reason
     assert status(9, memory_gb=80, memory_limit_gb=80) == "keep"
@@ -123,22 +122,22 @@ def test_memory_over_the_limit_is_dropped_and_said():
     ],
 )
 def test_simplifications(gains, lines, expected):
-    verdict = judge(candidate(*gains), BELIEF, NOISE, RULE, statements_less=lines)
+    verdict = judge(candidate(*gains), BELIEF, NOISE, statements_less=lines)
     assert verdict.status == expected
     assert ("statements less" in verdict.reason) == (lines >= 5 and gains != (5,))
 
 
-def test_a_gain_too_good_for_one_change_is_measured_twice():
+def test_a_gain_too_good_for_one_change_is_measured_twice(monkeypatch):
     good = {42: BELIEF.best * 0.95}
-    verdict = judge(good, BELIEF, NOISE, RULE)
+    verdict = judge(good, BELIEF, NOISE)
     assert (verdict.status, verdict.suspicious, verdict.next_seed) == ("again", True, 43)
-    once = judge(good, BELIEF, NOISE, KeepRule(max_runs=1))
-    assert once.status == "again"
-    confirmed = judge(good | {43: BELIEF.best * 0.951}, BELIEF, NOISE, RULE)
+    confirmed = judge(good | {43: BELIEF.best * 0.951}, BELIEF, NOISE)
     assert (confirmed.status, confirmed.suspicious) == ("keep", True)
     assert "suspicious" in confirmed.reason
-    assert judge(good | {43: BELIEF.best * 1.2}, BELIEF, NOISE, RULE).status == "discard"
-    assert not judge(candidate(5), BELIEF, NOISE, RULE).suspicious
+    assert judge(good | {43: BELIEF.best * 1.2}, BELIEF, NOISE).status == "discard"
+    assert not judge(candidate(5), BELIEF, NOISE).suspicious
+    monkeypatch.setattr(keep_rule, "MAX_RUNS", 1)
+    assert judge(good, BELIEF, NOISE).status == "again"
 
 
 def test_the_confirmed_best_is_the_mean_of_fresh_seeds():
@@ -164,7 +163,7 @@ def test_no_gain_is_seldom_kept():
         runs, verdict = {}, None
         while verdict is None or verdict.status == "again":
             runs[len(runs)] = 0.998 + generator.gauss(0, SIGMA)
-            verdict = judge(runs, belief, NOISE, RULE)
+            verdict = judge(runs, belief, NOISE)
         kept += verdict.status == "keep"
     assert 0.02 < kept / 2000 < 0.16  # a coin flip under a greedy rule with an honest bar
 
@@ -173,6 +172,6 @@ def test_no_gain_is_seldom_kept():
     ("probability", "text"), [(0.797, "0.797"), (0.8, "0.80"), (0.12, "0.12"), (0.69999, "0.69999"), (0.5, "0.50")]
 )
 def test_a_probability_is_shown_on_its_side_of_the_thresholds(probability, text):
-    status, said = decide(probability, 1, KeepRule())
+    status, said = decide(probability, 1)
     assert f"probability {text} after 1 run" in said
     assert (status == "keep") == (probability >= 0.8)

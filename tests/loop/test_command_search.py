@@ -37,8 +37,8 @@ else:
 def small_repository(tmp_path):
     repo = make_repository(tmp_path / "repo", train=TRAIN, serial=False)
     program = (repo / "program.md").read_text()
-    for name in ("baseline_repeats", "confirm_runs", "max_runs"):
-        program = re.sub(rf"{name}: \d+", f"{name}: {int(name == 'max_runs')}", program)
+    for name in ("baseline_repeats", "confirm_runs"):
+        program = re.sub(rf"{name}: \d+", f"{name}: 0", program)
     (repo / "program.md").write_text(program)
     git(repo, "commit", "-qam", "one run of everything")
     return repo

@@ -145,8 +145,8 @@ def test_a_note_is_told_again_where_the_api_was_down(search, monkeypatch, consta
     assert queue.asking.notes == ["1 crashed\n\n2 crashed"]
 
 
-def test_no_refusals_allowed_means_that_the_first_ends_the_search():
-    assert block_reason(Asking(), ProposalFailed("it does not parse"), max_refusals=0) == ""
-    assert block_reason(Asking(), Refused("no"), max_refusals=0).startswith("1 proposal declined in a row")
+def test_refusals_in_a_row_end_the_search():
     asking = Asking()
-    assert [bool(block_reason(asking, Refused("no"), max_refusals=2)) for _ in range(2)] == [False, True]
+    failures = [Refused("no"), Refused("no"), ProposalFailed("it does not parse"), *[Refused("no")] * 3]
+    reasons = [block_reason(asking, failure) for failure in failures]
+    assert not any(reasons[:-1]) and reasons[-1].startswith("3 proposals declined in a row")

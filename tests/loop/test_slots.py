@@ -43,8 +43,7 @@ def settings(folder, **values) -> None:
     """Set values in the front matter of program.md and commit them."""
     text = (folder / "program.md").read_text()
     for name, value in values.items():
-        text, count = re.subn(rf"^{name}:[^#\n]*", f"{name}: {value} ", text, flags=re.MULTILINE)
-        assert count == 1, name
+        text = re.sub(rf"^{name}:.*\n", "", text, flags=re.MULTILINE).replace("---\n", f"---\n{name}: {value}\n", 1)
     (folder / "program.md").write_text(text)
     git(folder, "commit", "-qam", "settings")
 

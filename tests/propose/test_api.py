@@ -225,7 +225,7 @@ def test_prices_follow_the_model(name, known, output):
     prices = prices_of(Settings(model=name))
     assert known_name(name) == known and (prices.output if prices else None) == output
     assert bool(price_problem(Settings(model=name, max_cost=5.0))) == (not known)
-    own = Settings(model=name, max_cost=5.0, prices=Prices(1, 2, 3, 4))
+    own = Settings(model=name, max_cost=5.0, prices=Prices(input=1, output=2, cache_read=3, cache_write=4))
     assert price_problem(own) == "" and prices_of(own).output == 2
 
 

@@ -76,7 +76,12 @@ def test_a_server_that_has_only_messages(api, tmp_path, monkeypatch):
     api.only_messages = True
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "local")
-    settings = Settings(model="openai/gpt-oss:20b", effort=None, max_tokens=8000, prices=Prices(0, 0, 0, 0))
+    settings = Settings(
+        model="openai/gpt-oss:20b",
+        effort=None,
+        max_tokens=8000,
+        prices=Prices(input=0, output=0, cache_read=0, cache_write=0),
+    )
     (warning,) = check_model(settings)
     assert "going on without" in warning
     api.replies[:] = [say(*GOOD)]

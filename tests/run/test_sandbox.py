@@ -453,10 +453,6 @@ def test_a_bubblewrap_that_is_forbidden_to_work_is_noticed(tmp_path, monkeypatch
     sandbox.bubblewrap_problem.cache_clear()
 
 
-def test_an_unknown_mode_is_named():
-    assert sandbox.mode_problem("maybe") == "`sandbox: maybe` should be auto, on or off"
-
-
 def test_the_start_says_which_protections_are_on():
     assert "program.md" in sandbox.describe("off")[0]
     assert re.search(r"512 processes, \d+ GB memory|files of", sandbox.describe("auto")[-1])
