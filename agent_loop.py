@@ -41,7 +41,6 @@ from autoresearch.loop import limits
 from autoresearch.loop.decide import decide
 from autoresearch.loop.faults import take_fault
 from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
-from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
 from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
@@ -175,9 +174,8 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         print_table(ledger)
         commit_results(ledger, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
-    known = knowledge(ledger, session.options.scale)
-    drawing.draw_last(ledger.rows, known.confirmed, known.gain)
-    session.log.say(summary(ledger, reason, known.noise, known.confirmed, known.gain, ledger.spent + queue.spent))
+    drawing.draw_last(ledger.rows, ledger.known.confirmed, ledger.known.gain)
+    session.log.say(summary(ledger, reason))
 
 
 def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:

@@ -69,7 +69,7 @@ def test_each_outcome_is_recorded_and_the_best_compounds(repo):
     assert subjects[3:5] == ["0000: baseline (val_bpb 2.000000)", "start"]
     crash = git(repo, "show", "refs/autoresearch/t/0003")  # what was dropped stays there to be looked at
     assert "RuntimeError: boom" in crash and '+raise RuntimeError("boom")' in crash
-    assert "best seen       1.800000  (experiment 7" in done.stdout and "kept            2 of 7" in done.stdout
+    assert "experiment 7: " in done.stdout and "  2 kept, 1 discarded, 2 crashed, 2 invalid" in done.stdout
     assert (repo / "progress.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -445,7 +445,9 @@ def test_the_baseline_is_run_on_the_seeds_that_confirm_the_best(prepared, tmp_pa
     first = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, edits))
     assert "   2  confirmed    1.900000  seed 45, a fresh one" in first.stdout, first.stdout
     assert "   0  baseline     2.000000  seed 45, a fresh one" in first.stdout
-    assert "+0.100000  (+- " in first.stdout and "5.00 % of the baseline's 2.000000 on these seeds)" in first.stdout
+    assert " (95 %), 5.00 % of the baseline, as confirmed" in first.stdout
+    head = subprocess.check_output([sys.executable, "agent_loop.py", "status"], cwd=repo, text=True).split("\n\n")[1]
+    assert head in first.stdout, "a session ends with the head of status, word for word"
     status = json.loads(subprocess.check_output([sys.executable, "agent_loop.py", "status", "--json"], cwd=repo))
     assert status["gain"]["value"] == pytest.approx(0.1) and status["gain"]["percent"] == pytest.approx(5)
     later = run_loop(repo, "--experiments", "3", "--command", proposer_script(repo, edits))

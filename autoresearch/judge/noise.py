@@ -3,8 +3,10 @@ The noise of a run, from all runs of a search: its standard deviation, and what 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy
 
@@ -19,7 +21,8 @@ SMALLEST_SIGMA = 1e-6  # val_bpb is printed with six digits
 # Noise
 
 
-def mean(runs: Runs) -> float:
+def mean(runs: Mapping[Any, float]) -> float:
+    """The mean of val_bpb by seed."""
     return math.fsum(runs.values()) / len(runs)
 
 
@@ -27,16 +30,19 @@ def plausible(val_bpb: float) -> bool:
     return math.isfinite(val_bpb) and 0 < val_bpb < 20
 
 
-def pooled_noise(sources: list[Runs], prior: Noise) -> Noise:
-    """sigma over all sources with two runs or more; the prior counts as so many degrees of freedom."""
-    squares, degrees = prior.degrees_of_freedom * prior.sigma**2, prior.degrees_of_freedom
-    for runs in sources:
-        center = mean(runs) if len(runs) > 1 else 0.0
-        squares += math.fsum((value - center) ** 2 for value in runs.values()) if len(runs) > 1 else 0.0
-        degrees += max(len(runs) - 1, 0)
-    if not degrees:
+def pooled_with(prior: Noise, squares: float, degrees: float) -> Noise:
+    """The noise of runs whose deviations have this sum of squares; the prior counts as so many degrees of freedom."""
+    total = prior.degrees_of_freedom + degrees
+    if not total:
         raise ValueError("the noise needs a source with two runs, or a prior")
-    return Noise(max(math.sqrt(squares / degrees), SMALLEST_SIGMA), degrees)
+    return Noise(max(math.sqrt((prior.degrees_of_freedom * prior.sigma**2 + squares) / total), SMALLEST_SIGMA), total)
+
+
+def pooled_noise(sources: list[Runs], prior: Noise) -> Noise:
+    """The noise over all sources with two runs or more."""
+    repeated = [runs for runs in sources if len(runs) > 1]
+    squares = math.fsum((value - mean(runs)) ** 2 for runs in repeated for value in runs.values())
+    return pooled_with(prior, squares, sum(len(runs) - 1 for runs in repeated))
 
 
 # -----------------------------------------------------------------------------

@@ -10,7 +10,6 @@ What agent_loop.py is made of.
     slots.py       one run in a slot, in a thread
     trials.py      the runs of ablate and promote
     short_run.py   the twenty steps that check takes
-    knowledge.py   what all runs so far say together
     verdicts.py    what follows from the runs of one experiment
     decide.py      the same, carried out and recorded
     mergeable.py   whether a train.py may run, and an edit on top of another best

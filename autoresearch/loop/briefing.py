@@ -21,7 +21,6 @@ from autoresearch.files import ROOT, data_root
 from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.judge.keep_rule import KEEP_AT_ONCE
 from autoresearch.loop.inflight import Queue
-from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.limits import proposals_to_come
 from autoresearch.loop.session import Session, run_options
 from autoresearch.nouns import RunResult
@@ -49,7 +48,7 @@ def about_search(session: Session, ledger: Ledger) -> dict[str, Any]:
     return about_session(session) | {
         "best_source": ledger.source_of(ledger.best.number),
         "rows": list(ledger.rows),
-        "noise": knowledge(ledger, options.scale).paired_noise.sigma,
+        "noise": ledger.known.paired_noise.sigma,
         "command": options.command,
         "tag": options.tag,
         "log": session.log.say,
@@ -70,7 +69,7 @@ def what_is_left(session: Session, ledger: Ledger, queue: Queue) -> dict[str, An
 
 def keep_gain(session: Session, ledger: Ledger) -> float:
     """The measured gain, in val_bpb, at which one run of a candidate is kept; nan before there is a best."""
-    known = knowledge(ledger, session.options.scale)
+    known = ledger.known
     if not ledger.kept:
         return math.nan
     belief, sigma = known.beliefs[ledger.best.commit], known.paired_noise.sigma

@@ -4,7 +4,6 @@ Decide and record: what an experiment's runs make of it, carried out. verdicts.p
 
 from autoresearch.loop import verdicts
 from autoresearch.loop.inflight import Candidate, Queue, Task, add_proposal, begin, finish, new_proposal_folder
-from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.limits import over_budget
 from autoresearch.loop.session import Session
 from autoresearch.loop.slots import run_of
@@ -87,7 +86,7 @@ def record(
     session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, verdict: Verdict, is_fault: bool = False
 ) -> None:
     """Commit, ref, row, branch, train.py: in the order that agent_loop.py's docstring gives."""
-    noise = knowledge(ledger, session.options.scale).paired_noise.sigma
+    noise = ledger.known.paired_noise.sigma
     row = verdicts.row_of(ledger, candidate, verdict, noise)
     subject, facts = verdicts.message_of(ledger, candidate, verdict, row)
     write_result(ledger, row, candidate.base, candidate.proposal.source, subject, facts)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch.judge.knowledge import Gain
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Session
@@ -17,12 +18,12 @@ from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
 from autoresearch.record.log import Log
+from autoresearch.record.page import write_page
 from autoresearch.record.progress import Confirmed, draw_progress
 from autoresearch.record.repository import Repository
 from autoresearch.row import Row
 from autoresearch.run import sandbox
 from autoresearch.text import one_line, plural
-from autoresearch.verbs.report import report_of_search
 
 DRAW_EVERY = 30.0  # seconds between two drawings
 
@@ -98,14 +99,14 @@ class Drawing:
         self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
         self.thread.start()
 
-    def draw_last(self, rows: list[Row], best: Estimate | None, gain: Estimate | None) -> None:
+    def draw_last(self, rows: list[Row], best: Estimate | None, gain: Gain | None) -> None:
         """Draw what a session ends with: the best on fresh seeds, and its gain over the baseline there."""
         if self.thread:
             self.thread.join()
-        baseline = best.val_bpb + gain.val_bpb if best and gain else None
+        baseline = best.val_bpb + gain.value if best and gain else None
         self.draw_both(rows, Confirmed(best.val_bpb, best.standard_error, baseline) if best else None)
 
     def draw_both(self, rows: list[Row], point: Confirmed | None) -> None:
         """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
         draw("progress.png", self.log, lambda: draw_progress(rows, self.picture, point))
-        draw("report.html", self.log, lambda: report_of_search(self.repo, self.tag))
+        draw("report.html", self.log, lambda: write_page(self.repo, self.tag))

@@ -35,12 +35,11 @@ from autoresearch.nouns import Proposal, RunResult, result_of
 from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import live_view, progress_parts
+from autoresearch.record.page import write_page
 from autoresearch.record.reading import find_tag, read_search
 from autoresearch.record.repository import open_repository
 from autoresearch.run.cluster import ClusterError
 from autoresearch.text import fail, one_line, plural
-from autoresearch.verbs.report import report_of_search
-from autoresearch.verbs.status import scale_of
 
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
@@ -141,8 +140,8 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
 def check_search(ledger: Ledger, scale: str) -> None:
     if len(ledger.kept) < 2:
         fail(f"the search {ledger.tag} has kept no change yet: there is nothing to prove")
-    if scale_of(ledger) != scale:
-        fail(f"the search {ledger.tag} is of scale {scale_of(ledger)}; use AUTORESEARCH_SCALE={scale_of(ledger)}")
+    if ledger.scale != scale:
+        fail(f"the search {ledger.tag} is of scale {ledger.scale}; use AUTORESEARCH_SCALE={ledger.scale}")
 
 
 def read_journal(bench: Bench) -> None:
@@ -184,7 +183,7 @@ def publish(
     report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # null for every number that is none
     replace_file(ledger.folder / f"{name}.json", json.dumps(report, indent=1))
     draw(f"{name}.png", log, lambda: picture(report, ledger.folder / f"{name}.png"))
-    draw("report.html", log, lambda: report_of_search(ledger.repo, ledger.tag))
+    draw("report.html", log, lambda: write_page(ledger.repo, ledger.tag))
     log.say(text(report))
     log.show(f"\n{ledger.folder / name}.json, {name}.png{note}")
 

@@ -8,9 +8,9 @@ import re
 import time
 
 from autoresearch.judge.keep_rule import judge, reconsider
+from autoresearch.judge.knowledge import looked_at_again
 from autoresearch.judge.noise import mean, without_seed
 from autoresearch.loop.inflight import Candidate
-from autoresearch.loop.knowledge import judged, knowledge, looked_at_again
 from autoresearch.loop.mergeable import forbidden, on_best
 from autoresearch.loop.session import Options
 from autoresearch.nouns import Proposal, Run, RunResult, Usage, Verdict
@@ -43,7 +43,7 @@ def verdict_on(ledger: Ledger, options: Options, settings: Settings, candidate: 
 
 def judge_runs(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate, runs: list[Run]) -> Verdict:
     """judge() with what this search knows, against the best that the edit was made for."""
-    known = knowledge(ledger, options.scale)
+    known = ledger.known
     values = without_seed({run.seed: run.result.val_bpb for run in runs}, known.offsets)
     if not ledger.kept:
         return judge(values, None, known.paired_noise, settings.keep.baseline_repeats)
@@ -66,11 +66,11 @@ def is_slip(run: Run) -> bool:
 
 def second_look(ledger: Ledger, options: Options, settings: Settings, under_way: list[str]) -> Row | None:
     """A near miss on the present best, if what came after has shown that best to be a lucky one."""
-    known, best = knowledge(ledger, options.scale), ledger.best
+    known, best = ledger.known, ledger.best
     limit = settings.memory_limit_gb or math.inf
     looked_at = {int(match[1]) for text in under_way if (match := SECOND_LOOK.match(text))}
     looked_at |= looked_at_again(ledger.rows)  # also those whose second look failed, which judged() does not count
-    near = [row for row in judged(ledger) if row.parent == best.commit and row.status == "discard"]
+    near = [row for row in known.rows if row.parent == best.commit and row.status == "discard"]
     near = [row for row in near if row.memory_gb <= limit and row.number not in looked_at]
     runs = [without_seed(runs_of(row), known.offsets) for row in near]
     chosen = reconsider(runs, known.beliefs[best.commit], known.paired_noise)

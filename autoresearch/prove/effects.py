@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy
 from scipy import stats
 
+from autoresearch.judge.noise import pooled_with
 from autoresearch.nouns import Noise
 
 FALSE_RATE = 0.05
@@ -65,7 +66,8 @@ def analyse(pairs: list[Pair], noise: Noise) -> Effects:
     if rank < factors:
         raise ValueError(f"{len(pairs)} pairs of runs ended well, too few to tell {factors} factors apart")
     left = numpy.square(differences - levels @ gains).sum() / 2  # a difference has the variance of two runs
-    sigma, freedom = pooled(left, len(pairs) - factors, noise)
+    used = pooled(left, len(pairs) - factors, noise)
+    sigma, freedom = used.sigma, used.degrees_of_freedom
     covariance = 2 * sigma**2 * numpy.linalg.inv(levels.T @ levels)
     errors = numpy.sqrt(numpy.diag(covariance))
     ps = 2 * stats.t.sf(abs(gains) / errors, freedom)
@@ -89,13 +91,12 @@ def analyse(pairs: list[Pair], noise: Noise) -> Effects:
     )
 
 
-def pooled(squares: float, freedom: int, noise: Noise) -> tuple[float, float]:
-    """(sigma, degrees of freedom) of the runs' own scatter and the search's; the scatter's alone where it is larger."""
+def pooled(squares: float, freedom: int, noise: Noise) -> Noise:
+    """The runs' own scatter with the search's noise; the scatter alone where it is larger beyond chance."""
     own = squares / freedom if freedom else 0.0
     if freedom and stats.f.sf(own / noise.sigma**2, freedom, noise.degrees_of_freedom) < LACK_OF_FIT:
-        return float(own**0.5), float(freedom)
-    total = freedom + noise.degrees_of_freedom
-    return float(((squares + noise.degrees_of_freedom * noise.sigma**2) / total) ** 0.5), float(total)
+        return Noise(float(own**0.5), float(freedom))
+    return pooled_with(noise, float(squares), freedom)
 
 
 def dependence(pairs: list[Pair], noise: Noise) -> dict[str, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy
 from scipy import stats
 
+from autoresearch.judge.noise import mean, pooled_with
 from autoresearch.nouns import Noise, Runs
 
 PASS = 2.33  # standard errors that the mean has to be below the target: one-sided 1 %
@@ -44,19 +45,12 @@ class TimeToTarget:
     high: float
 
 
-def mean_of(runs: Runs) -> float:
-    return math.fsum(runs.values()) / len(runs)
-
-
 def paired_sigma(sources: list[Runs], prior: Noise) -> Noise:
     """The noise that is left of a run when its seed's share is taken off, from sources that ran on the same seeds."""
     seeds = sorted(set.intersection(*(set(runs) for runs in sources)))
     table = numpy.array([[runs[seed] for seed in seeds] for runs in sources])
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    freedom = (len(sources) - 1) * (len(seeds) - 1)
-    squares = prior.degrees_of_freedom * prior.sigma**2 + float(numpy.square(left).sum())
-    total = prior.degrees_of_freedom + max(freedom, 0)
-    return Noise(math.sqrt(squares / total), total)
+    return pooled_with(prior, float(numpy.square(left).sum()), max((len(sources) - 1) * (len(seeds) - 1), 0))
 
 
 def fit_line(points: Points, sigma: float) -> Line:
@@ -81,23 +75,23 @@ def passes(points: Points, budget: int, target: Runs, sigma: float) -> bool:
     """Whether the runs at a budget are below the target beyond chance."""
     runs = points[budget]
     error = sigma * math.sqrt(1 / len(runs) + 1 / len(target))
-    return mean_of(target) - mean_of(runs) >= PASS * error
+    return mean(target) - mean(runs) >= PASS * error
 
 
 def next_budget(points: Points, target: Runs, baseline: Line, sigma: float, least: int) -> int | None:
     """The next budget to try the best at; None when enough is known. `least`: the shortest that makes sense."""
-    goal = mean_of(target)
-    reached = [budget for budget, runs in points.items() if mean_of(runs) <= goal]
+    goal = mean(target)
+    reached = [budget for budget, runs in points.items() if mean(runs) <= goal]
     if not reached or len(points) >= MOST:
         return None
     high = min(reached)
     missed = [budget for budget in points if budget < high]
     if not missed:
-        wanted = high * math.exp(-(goal - mean_of(points[high])) / local_slope(points, baseline, sigma))
+        wanted = high * math.exp(-(goal - mean(points[high])) / local_slope(points, baseline, sigma))
         wanted = min(max(wanted, high / 4), high / 1.08)
     elif high / max(missed) > BRACKET and high - max(missed) > 1:
         low = max(missed)
-        wanted = cut_in(low, high, mean_of(points[low]) - goal, goal - mean_of(points[high]))
+        wanted = cut_in(low, high, mean(points[low]) - goal, goal - mean(points[high]))
     else:
         return confirming_budget(points, target, sigma)
     budget = max(round(wanted), least)
@@ -150,13 +144,13 @@ def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget |
     """Where the line near the target meets it. None where that cannot be told: the budgets tried do not lie on both
     sides of it, or a second is worth too little there beside the noise.
     """
-    goal = mean_of(target)
-    reached = [budget for budget, runs in points.items() if mean_of(runs) <= goal]
+    goal = mean(target)
+    reached = [budget for budget, runs in points.items() if mean(runs) <= goal]
     missed = [budget for budget in points if reached and budget < min(reached)]
     if not missed:
         return None
     low, high = max(missed), min(reached)
-    seconds = cut_in(low, high, mean_of(points[low]) - goal, goal - mean_of(points[high]))
+    seconds = cut_in(low, high, mean(points[low]) - goal, goal - mean(points[high]))
     line = near_line(points, seconds, noise.sigma)
     if line.b <= 0:
         return None

@@ -9,6 +9,7 @@ The ledger: what a search has found out, so that no kill, lost line or deleted f
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch.files import ROOT, append_line, replace_file
+from autoresearch.judge.knowledge import Knowledge, knowledge
 from autoresearch.nouns import FRESH, Run, Runs, Usage, result_of
 from autoresearch.record.repository import (
     Repository,
@@ -121,6 +123,18 @@ class Ledger:
         """Tokens, likewise."""
         return sum(row.tokens for row in self.rows) + sum(failure.tokens for failure in self.failures)
 
+    @property
+    def scale(self) -> str:
+        """The scale of a search; in a clone without its journal: runs of the h100 scale take five minutes."""
+        if self.sittings:
+            return self.sittings[-1].scale
+        return "h100" if max((row.seconds for row in self.rows), default=0) > 150 else "cpu"
+
+    @property
+    def known(self) -> Knowledge:
+        """What all its runs say together."""
+        return known_after(self, len(self.rows), len(self.confirming) + len(self.beside))
+
     def has_row(self, number: int) -> bool:
         return any(row.number == number for row in reversed(self.rows))
 
@@ -193,6 +207,12 @@ class Ledger:
     def baseline_again(self) -> Runs:
         """All runs of the baseline on fresh seeds: beside a best, or as the best that it once was."""
         return {run.seed: run.result.val_bpb for run in self.fresh_runs(self.kept[0].number)}
+
+
+@functools.lru_cache(2)  # the loop's ledger, and the one that the page is drawn from
+def known_after(ledger: Ledger, rows: int, confirming: int) -> Knowledge:
+    """Made again only when there is something new: more rows, or more runs that confirm the best."""
+    return knowledge(ledger.rows, ledger.confirming, ledger.beside, ledger.scale)
 
 
 # -----------------------------------------------------------------------------

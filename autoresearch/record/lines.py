@@ -4,16 +4,16 @@ What a person sees at the terminal: one line per experiment, one per slot, and t
 
 import math
 import re
-import statistics
 
 from rich.text import Text
 
 from autoresearch.files import ROOT
-from autoresearch.nouns import Estimate, Noise
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
-from autoresearch.row import Row, runs_of
-from autoresearch.text import gain_text, one_line, plural
+from autoresearch.record.reading import Now
+from autoresearch.record.status import fact_lines, make_status
+from autoresearch.row import Row
+from autoresearch.text import one_line, plural
 
 
 def result_line(row: Row, width: int | None = None) -> str:
@@ -75,43 +75,14 @@ def live_view(lines: list[str]) -> Text:
 # The end of a session
 
 
-def best_lines(ledger: Ledger, noise: Noise, confirmed: Estimate | None, sure: Estimate | None) -> list[str]:
-    """Baseline, best as it was seen and as fresh seeds confirm it, `sure`: the gain there; the noise."""
-    baseline, best = ledger.kept[0], ledger.best
-    gain = gain_text(baseline.val_bpb - best.val_bpb, noise.sigma)
-    lines = [
-        f"baseline        {baseline.val_bpb:.6f}  ({plural(len(runs_of(baseline)), 'run')})",
-        f"best seen       {best.val_bpb:.6f}  (experiment {best.number}; gain {gain})",
-    ]
-    if confirmed:
-        about = f"+- {confirmed.standard_error:.6f}, {plural(confirmed.runs, 'fresh seed')}"
-        lines += [f"best confirmed  {confirmed.val_bpb:.6f}  ({about})"]
-    if sure:
-        beside = statistics.fmean(ledger.beside.values())
-        about = f"+- {sure.standard_error:.6f}, {100 * sure.val_bpb / beside:.2f} %"
-        lines += [f"gain           {sure.val_bpb:+.6f}  ({about} of the baseline's {beside:.6f} on these seeds)"]
-    if ledger.tested:  # what was fitted to the validation rows is the difference to the gain there
-        first, tested = (statistics.fmean(runs.values()) for runs in ledger.tested)
-        lines += [f"on test rows    {tested:.6f}  (the baseline's {first:.6f}; gain {first - tested:+.6f})"]
-    return [
-        *lines,
-        f"noise of a run  {noise.sigma:.6f}  (standard deviation, {noise.degrees_of_freedom:.0f} degrees of freedom)",
-        f"kept            {len(ledger.kept) - 1} of {plural(ledger.tried, 'experiment')}",
-    ]
-
-
-def summary(
-    ledger: Ledger, reason: str, noise: Noise, confirmed: Estimate | None, sure: Estimate | None, spent: float
-) -> str:
-    """What the morning's reader wants first."""
-    lines = ["", f"{ledger.branch}: {reason}."]
-    if ledger.kept:
-        lines += best_lines(ledger, noise, confirmed, sure)
-    if spent:
-        lines += [f"spent           ${spent:.2f} on {ledger.tokens:,} tokens"]
+def summary(ledger: Ledger, reason: str) -> str:
+    """What the morning's reader wants first: why it ended, the head of `status`, and where to look further."""
     number = ledger.best.number if ledger.kept else 0
     picture = ledger.results.with_name("progress.png").relative_to(ROOT)
-    lines += [
+    lines = [
+        "",
+        f"{ledger.branch}: {reason}.",
+        *fact_lines(make_status(ledger, Now())),
         "",
         "look further:",
         f"  git log --oneline {ledger.branch}",

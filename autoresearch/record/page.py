@@ -5,7 +5,6 @@ The charts are SVG by hand: a few hundred dots with texts need no library.
 """
 
 import math
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from autoresearch.files import replace_file
+from autoresearch.judge.noise import mean
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.reading import read_if_there
-from autoresearch.record.status import FAILED, Beliefs, facts, headline, tables
+from autoresearch.record.reading import read_diffs, read_if_there, read_search
+from autoresearch.record.repository import Repository
+from autoresearch.record.status import FAILED, facts, found_tables, headline, make_status
 from autoresearch.record.table import Table, say
 from autoresearch.row import Row
 from autoresearch.source import code_lines
@@ -61,9 +63,9 @@ def chart(names: tuple[str, str], x: Point, y: Point, lines: list[tuple], dots: 
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def progress_chart(ledger: Ledger, beliefs: Beliefs | None) -> Markup:
+def progress_chart(ledger: Ledger) -> Markup:
     """Every experiment, the best so far and the noise; what failed at the lower edge, what is far off at the upper."""
-    noise, sure = (beliefs.sigma, beliefs.confirmed) if beliefs else (0.0, None)
+    noise, sure = ledger.known.paired_noise.sigma, ledger.known.confirmed
     values, start = [row.val_bpb for row in ledger.rows if row.val_bpb], ledger.kept[0].val_bpb
     room = max(0.15 * (start - min(values)), 5 * noise) or 0.01 * start
     low, high, last = min(values) - noise - 0.2 * room, min(max(*values, start), start + room) + 0.04 * room, 0
@@ -129,9 +131,9 @@ def links(rows: list[Row]) -> Markup:
     return Markup(", ").join(Markup('<a href="#e{0}">{0}</a>').format(row.number) for row in rows)
 
 
-def page_tables(ledger: Ledger, beliefs: Beliefs | None, status: dict) -> list[Table]:
+def page_tables(ledger: Ledger, status: dict) -> list[Table]:
     """Best against baseline, near misses, what failed and why; then what `status` has, too."""
-    gains = beliefs.gains if beliefs else {}
+    gains = ledger.known.believed_gains()
     near = [(*gains[row.number], row) for row in ledger.rows if row.status == "discard" and row.number in gains]
     near = sorted(near, key=lambda each: -each[0])[:8]
     causes: dict[tuple[str, str], list[Row]] = {}
@@ -151,7 +153,7 @@ def page_tables(ledger: Ledger, beliefs: Beliefs | None, status: dict) -> list[T
         ("near misses", near_heads, missed),
         ("crashes and invalid results", failed_heads, sorted(failed, key=lambda row: -row[0])),
         ("proposals that failed", [">after", ">$", ">tokens", "why"], lost),
-        *tables(status)[3:],
+        *found_tables(status),
     ]
 
 
@@ -162,9 +164,9 @@ def kept_changes(ledger: Ledger, diffs: dict[str, str]) -> list[tuple[Row, list[
         diff = diffs.get(row.commit, "").partition("\n@@")
         lines = f"@@{diff[2]}".splitlines() if diff[1] else []
         added, removed = (code_lines("\n".join(line[1:] for line in lines if line.startswith(sign))) for sign in "+-")
-        fresh, noise = ledger.good_runs(row.number, "confirm").values(), row.noise or math.nan
+        fresh, noise = ledger.good_runs(row.number, "confirm"), row.noise or math.nan
         cells = [say("{:.6f}", row.val_bpb), say("{:+.6f}", row.gain), say("{:+.1f}", row.gain / noise)]
-        cells += [say("{:.6f}", statistics.fmean(fresh or [math.nan])), say("{:.1f}", row.seconds or None)]
+        cells += [say("{:.6f}", mean(fresh) if fresh else None), say("{:.1f}", row.seconds or None)]
         cells += [say("{:,.0f}", row.tokens_per_second), f"{added - removed:+d}" if lines else ""]
         kept.append((row, cells, coloured(lines)))
     return kept
@@ -181,13 +183,13 @@ def removals(ablation: dict[str, Any] | None) -> list[tuple[str, list[tuple[str,
     return [(each["name"], coloured(each["diff"].splitlines()[2:])) for each in ablation["factors"]] if ablation else []
 
 
-def columns(rows: list[Row], beliefs: Beliefs | None) -> dict[str, list[str]]:
+def columns(ledger: Ledger) -> dict[str, list[str]]:
     """The numbers of all experiments by column, without the columns that are empty."""
-    better = {number: better for number, (better, _) in beliefs.gains.items()} if beliefs else {}
+    rows, gains = ledger.rows, ledger.known.believed_gains()
     found = {
         "val_bpb": [say("{:.6f}", row.val_bpb or None) for row in rows],
         "gain": [say("{:+.6f}", row.gain) for row in rows],
-        "P(better)": [say("{:.2f}", better.get(row.number)) for row in rows],
+        "P(better)": [say("{:.2f}", gains.get(row.number, (None,))[0]) for row in rows],
         "steps": [say("{}", row.steps or None) for row in rows],
         "tokens/s": [say("{:.0f}", row.tokens_per_second) for row in rows],
         "GB": [say("{:.1f}", row.memory_gb or None) for row in rows],
@@ -201,7 +203,7 @@ def columns(rows: list[Row], beliefs: Beliefs | None) -> dict[str, list[str]]:
 # The page
 
 
-def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: dict[str, str]) -> str:
+def render_page(ledger: Ledger, status: dict, diffs: dict[str, str]) -> str:
     """The whole page. What comes from models and logs is escaped, like everything that is put into the template."""
     options: dict[str, Any] = {
         "autoescape": True,
@@ -215,11 +217,19 @@ def render_page(ledger: Ledger, beliefs: Beliefs | None, status: dict, diffs: di
         status=status,
         facts=facts(status),
         headline=headline(status),
-        progress=progress_chart(ledger, beliefs) if ledger.kept else "",
+        progress=progress_chart(ledger) if ledger.kept else "",
         kept=kept_changes(ledger, diffs),
         losses=loss_charts(ledger),
-        tables=page_tables(ledger, beliefs, status),
+        tables=page_tables(ledger, status),
         removals=removals(status["ablation"]),
         notebook=read_if_there(ledger.folder / "notebook.md"),
-        columns=columns(ledger.rows, beliefs),
+        columns=columns(ledger),
     )
+
+
+def write_page(repo: Repository, tag: str) -> Path:
+    """Write the page of a search from what is on disk, whole or not at all. Returns its path."""
+    ledger, now = read_search(repo, tag)
+    path = ledger.folder / "report.html"
+    replace_file(path, render_page(ledger, make_status(ledger, now), read_diffs(ledger)))
+    return path

@@ -5,6 +5,7 @@ ablation.json and promotion.json of a search, as lines and tables for a person: 
 import json
 from typing import Any
 
+from autoresearch.judge.noise import mean
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
 from autoresearch.record.table import Table, table_lines
@@ -152,10 +153,6 @@ def promotion_line(report: dict[str, Any]) -> str:
         return f"at {where} the {changes} reach the baseline's {goal:.4f} sooner than in the shortest run tried"
     share, width = 100 * time["seconds"] / horizon, 50 * (time["high"] - time["low"]) / horizon
     return f"at {where} the {changes} reach the baseline's {goal:.4f} after {share:.0f} % of its time (± {width:.1f} %)"
-
-
-def mean(runs: dict[str, float]) -> float:
-    return sum(runs.values()) / len(runs)
 
 
 def promotion_tables(report: dict[str, Any]) -> list[Table]:

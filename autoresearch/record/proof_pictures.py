@@ -7,8 +7,9 @@ They are drawn with matplotlib's figures and not pyplot, whose state is global.
 from pathlib import Path
 from typing import Any
 
+from autoresearch.judge.noise import mean
 from autoresearch.record.progress import FAINT, GREEN, GREY, INK, PURPLE, RED, drawable
-from autoresearch.record.proof import ablation_line, mean, promotion_line, shortened
+from autoresearch.record.proof import ablation_line, promotion_line, shortened
 
 COLOURS = {"real": GREEN, "nothing": GREY, "harmful": RED}
 

@@ -4,13 +4,10 @@ docs/status.md says what each of them means.
 """
 
 import json
-import math
-import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
 
-from autoresearch.nouns import Estimate, Noise
+from autoresearch.judge.noise import mean
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import proof_facts, proof_tables, read_proofs
 from autoresearch.record.reading import Now, read_if_there
@@ -24,54 +21,34 @@ WINDOW = 12  # experiments that the trajectory looks back on
 FAILED = ("crash", "timeout", "invalid")
 
 
-@dataclass(frozen=True)
-class Beliefs:
-    """What the judge makes of a ledger, in numbers."""
-
-    noise: Noise  # of a run
-    sigma: float  # the same with its seed's offset taken off: what a gain is measured against
-    best: Estimate  # the believed true value of the best
-    confirmed: Estimate | None  # the mean of the best's fresh seeds
-    gain: Estimate | None  # baseline - best on those seeds
-    gains: dict[int, tuple[float, float]]  # by experiment: P(truly better than the best it was tried on), believed gain
-
-
 # -----------------------------------------------------------------------------
 # What was found
 
 
-def trajectory(beliefs: Beliefs | None, kept: set[int]) -> dict:
+def trajectory(gains: dict[int, tuple[float, float]], kept: set[int], sigma: float) -> dict:
     """Improving, plateauing or stuck: by what is believed of the last experiments, not by their lucky numbers."""
-    last = dict(list(beliefs.gains.items())[-WINDOW:]) if beliefs else {}
+    last = dict(list(gains.items())[-WINDOW:])
     gained = sum(gain for number, (_, gain) in last.items() if number in kept)
-    promising = sum(better for better, _ in last.values())
     word = "too early to say"
-    if beliefs and len(last) >= WINDOW // 2:
-        stuck = promising < 1 and not kept & last.keys()
-        word = "improving" if gained >= beliefs.sigma else "stuck" if stuck else "plateauing"
-    return {"word": word, "experiments": len(last), "believed_gain": gained, "expected_better": promising}
+    if len(last) >= WINDOW // 2:
+        stuck = sum(better for better, _ in last.values()) < 1 and not kept & last.keys()
+        word = "improving" if gained >= sigma else "stuck" if stuck else "plateauing"
+    return {"word": word, "experiments": len(last), "kept": len(kept & last.keys()), "believed_gain": gained}
 
 
-def found(ledger: Ledger, beliefs: Beliefs | None) -> dict:
+def found(ledger: Ledger) -> dict:
     """Baseline, best, and the gain between them with its 95 % interval."""
-    if not ledger.kept:
+    known = ledger.known
+    if not (gain := known.gain):
         return dict.fromkeys(("baseline", "best", "gain", "noise"))
-    first, best, confirmed = ledger.kept[0], ledger.best, beliefs and beliefs.confirmed
-    sure = confirmed or (beliefs.best if beliefs else Estimate(best.val_bpb, math.nan, 0))
-    repeats, noise = len(runs_of(first)) or 1, beliefs.noise if beliefs else Noise(math.nan, 0)
-    gain, error = first.val_bpb - sure.val_bpb, SURE * math.hypot(sure.standard_error, noise.sigma / math.sqrt(repeats))
-    of = "confirmed" if confirmed else "believed" if beliefs else "seen"
-    level = first.val_bpb
-    if beliefs and beliefs.gain:  # like with like
-        gain, error = beliefs.gain.val_bpb, SURE * beliefs.gain.standard_error
-        level = statistics.fmean(ledger.beside.values())
-    interval = {"value": gain, "low": gain - error, "high": gain + error}
+    first, best, error = ledger.kept[0], ledger.best, SURE * gain.standard_error
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
+    interval = {"value": gain.value, "low": gain.value - error, "high": gain.value + error}
     return {
-        "baseline": {"val_bpb": first.val_bpb, "runs": repeats},
-        "best": seen | {"confirmed": vars(confirmed) if confirmed else None, "test": tested(ledger)},
-        "gain": interval | {"percent": 100 * gain / level, "of": of},
-        "noise": vars(noise) if beliefs else None,
+        "baseline": {"val_bpb": first.val_bpb, "runs": len(runs_of(first))},
+        "best": seen | {"confirmed": vars(known.confirmed) if known.confirmed else None, "test": tested(ledger)},
+        "gain": interval | {"percent": 100 * gain.value / gain.baseline, "of": gain.of},
+        "noise": vars(known.paired_noise),
     }
 
 
@@ -79,7 +56,7 @@ def tested(ledger: Ledger) -> dict | None:
     """Baseline and best on the test rows, which no search is scored on; null where they were not scored."""
     if not ledger.tested:
         return None
-    baseline, best = (statistics.fmean(runs.values()) for runs in ledger.tested)
+    baseline, best = map(mean, ledger.tested)
     return {"baseline": baseline, "val_bpb": best, "gain": baseline - best, "runs": len(ledger.tested[0])}
 
 
@@ -117,11 +94,12 @@ def pace(ledger: Ledger, alive: bool) -> dict:
 
 def cost(ledger: Ledger) -> dict:
     """Dollars and tokens, and the share of the input that came from the API's cache."""
-    texts = map(read_if_there, ledger.folder.glob("[0-9]*/proposal.json"))
-    usages = [json.loads(text)["usage"] for text in texts if text]
-    new, read, written = (sum(each.get(k, 0) for each in usages) for k in ("input", "cache_read", "cache_write"))
+    paths = [path for where in ("[0-9]*", "proposals/*") for path in ledger.folder.glob(f"{where}/proposal.json")]
+    usages = {path.parent: json.loads(text)["usage"] for path in paths if (text := read_if_there(path))}
+    new, read, written = (sum(each[k] for each in usages.values()) for k in ("input", "cache_read", "cache_write"))
+    decided = {ledger.experiment_folder(row.number) for row in ledger.rows}
     return {
-        "dollars": ledger.spent,
+        "dollars": ledger.spent + sum(usage["cost"] for folder, usage in usages.items() if folder not in decided),
         "tokens": ledger.tokens,
         "cache_share": read / (new + read + written) if new + read + written else None,
         "dollars_per_kept": ledger.spent / (len(ledger.kept) - 1) if len(ledger.kept) > 1 else None,
@@ -134,8 +112,9 @@ def cost(ledger: Ledger) -> dict:
 # All of it
 
 
-def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now) -> dict:
-    """The dictionary; `beliefs`: None before the baseline."""
+def make_status(ledger: Ledger, now: Now) -> dict:
+    """The dictionary."""
+    known = ledger.known
     counts = Counter(row.status for row in ledger.rows)
     columns = ("number", "status", "val_bpb", "gain", "description", "reason")
     numbers = {"tried": ledger.tried, "kept": max(counts["keep"] - 1, 0), "discarded": counts["discard"]}
@@ -146,8 +125,8 @@ def make_status(ledger: Ledger, beliefs: Beliefs | None, now: Now) -> dict:
         "search": ledger.branch,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "alive": now.alive,
-        "trajectory": trajectory(beliefs, {row.number for row in ledger.kept}),
-        **found(ledger, beliefs),
+        "trajectory": trajectory(known.believed_gains(), {row.number for row in ledger.kept}, known.paired_noise.sigma),
+        **found(ledger),
         "experiments": numbers,
         "pace": pace(ledger, now.alive),
         "cost": cost(ledger),
@@ -189,11 +168,11 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
                 f"on the test rows, which no search sees; the baseline {test['baseline']:.6f}, {test['runs']} runs each"
             )
             lines += [("best tested", f"{test['val_bpb']:.6f}", f"gain {test['gain']:+.6f} {about}")]
-        interval = say("{:+.6f}", gain["low"]) + say(" to {:+.6f} (95 %), ", gain["high"])
-        about = f"{interval}{gain['percent']:.2f} % of the baseline, as {gain['of']}"
+        interval = f"{gain['low']:+.6f} to {gain['high']:+.6f} (95 %)"
+        about = f"{interval}, {gain['percent']:.2f} % of the baseline, as {gain['of']}"
         lines += [("gain", f"{gain['value']:+.6f}", about)]
     if noise:
-        about = f"standard deviation, {noise['degrees_of_freedom']:.0f} degrees of freedom"
+        about = f"standard deviation without what its seed adds, {noise['degrees_of_freedom']:.0f} degrees of freedom"
         lines += [("noise of a run", f"{noise['sigma']:.6f}", about)]
     lines += proof_facts(status)
     about = ", ".join(
@@ -201,8 +180,8 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
     )
     lines += [("experiments", str(counts["tried"]), about)]
     if way["experiments"]:
-        about = f"of the last {way['experiments']}, {way['expected_better']:.1f} are expected to be truly better; "
-        lines += [("trajectory", way["word"], f"{about}what was kept gained {way['believed_gain']:.6f}")]
+        about = f"of the last {way['experiments']}, {way['kept']} were kept, for a believed gain of "
+        lines += [("trajectory", way["word"], f"{about}{way['believed_gain']:.6f}")]
     if pace["hours"]:
         about = f"experiments, in {pace['hours']:.2f} hours; slots busy {pace['slot_busy_share']:.0%}"
         lines += [("per hour", f"{pace['experiments_per_hour']:.1f}", about)]
@@ -214,22 +193,36 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
     return lines
 
 
-def tables(status: dict) -> list[Table]:
-    """The rest of it. The page has the first three in other places."""
+def running_tables(status: dict) -> list[Table]:
+    """What runs and waits, and the last rows: the page has these in other places."""
     running = [[*map(each.get, ("number", "seed", "progress", "description"))] for each in status["running"]]
-    last = [[*each.values()][:-1] for each in status["last"]]
-    last = [[*row[:2], say("{:.6f}", row[2] or None), say("{:+.6f}", row[3]), *row[4:]] for row in last]
+    last = [
+        [
+            *(row["number"], row["status"], say("{:.6f}", row["val_bpb"] or None), say("{:+.6f}", row["gain"])),
+            row["description"],
+        ]
+        for row in status["last"]
+    ]
     return [
         ("running", [">number", ">seed", "progress", "what"], running),
         ("waiting", ["what"], [[text] for text in status["waiting"]]),
         ("last ten", [">number", "status", ">val_bpb", ">gain", "what"], last),
-        ("by category", ["category", ">tried", ">kept", ">failed"], [[*c.values()] for c in status["categories"]]),
-        *proof_tables(status),
     ]
+
+
+def found_tables(status: dict) -> list[Table]:
+    """What was tried by category, and what was proved."""
+    counts = [[*map(each.get, ("category", "tried", "kept", "failed"))] for each in status["categories"]]
+    return [("by category", ["category", ">tried", ">kept", ">failed"], counts), *proof_tables(status)]
+
+
+def fact_lines(status: dict) -> list[str]:
+    """The head, as lines."""
+    width = max(len(number) for _, number, _ in facts(status))
+    return [f"{name:14}  {number:>{width}}  {one_line(about)}".rstrip() for name, number, about in facts(status)]
 
 
 def status_text(status: dict) -> str:
     """What a person reads in one look."""
-    width = max(len(number) for _, number, _ in facts(status))
-    lines = [f"{name:14}  {number:>{width}}  {one_line(about)}".rstrip() for name, number, about in facts(status)]
-    return "\n".join([headline(status), "", *lines, *(line for each in tables(status) for line in table_lines(*each))])
+    tables = [line for table in (*running_tables(status), *found_tables(status)) for line in table_lines(*table)]
+    return "\n".join([headline(status), "", *fact_lines(status), *tables])

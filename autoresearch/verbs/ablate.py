@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from autoresearch.judge.static_check import audit_source
-from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.start import add_slots
 from autoresearch.loop.trials import (
     Bench,
@@ -218,7 +217,7 @@ def ablate(bench: Bench, marked: set[int]) -> None:
 
 
 def paired_noise(bench: Bench) -> Noise:
-    return knowledge(bench.ledger, bench.session.options.scale).paired_noise
+    return bench.ledger.known.paired_noise
 
 
 def numbers(text: str) -> set[int]:

@@ -16,8 +16,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoresearch.judge.noise import mean
 from autoresearch.judge.trust import Measure, expected_of
-from autoresearch.loop.knowledge import knowledge
 from autoresearch.loop.start import add_slots
 from autoresearch.loop.trials import (
     Bench,
@@ -36,9 +36,7 @@ from autoresearch.prove.depth import bound_constants, depth_of, with_depth
 from autoresearch.prove.target import Points, fit_line, next_budget, paired_sigma
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
-from autoresearch.record.status import SURE, found
 from autoresearch.text import fail
-from autoresearch.verbs.status import beliefs_of
 
 HORIZONS = (0.75, 1.0, 1.25)  # of the baseline: what a second is worth
 PRIOR_FREEDOM = 4.0  # degrees of freedom that the search's noise counts as at another depth, where it may differ
@@ -156,7 +154,7 @@ class Promotion:
 
     def noise(self, points: Points) -> Noise:
         """What is left of a run's noise with its seed taken off, here; the search's counts a little."""
-        known = knowledge(self.bench.ledger, self.bench.session.options.scale).paired_noise
+        known = self.bench.ledger.known.paired_noise
         prior = Noise(known.sigma, min(known.degrees_of_freedom, PRIOR_FREEDOM))
         return paired_sigma([*(self.runs("baseline", b) for b in self.budgets), *points.values()], prior)
 
@@ -193,25 +191,17 @@ def next_of(promotion: Promotion, base: Points, points: Points) -> int | None:
 # The report
 
 
-def searched_gain(bench: Bench) -> dict[str, float]:
-    """Baseline and best at the searched depth, and the gain with its standard error, as `status` has them."""
-    facts = found(bench.ledger, beliefs_of(bench.ledger))
-    gain, confirmed = facts["gain"]["value"], facts["best"]["confirmed"]
-    baseline = confirmed["val_bpb"] + gain if confirmed else facts["baseline"]["val_bpb"]
-    error = (facts["gain"]["high"] - gain) / SURE
-    return {"baseline": baseline, "best": baseline - gain, "gain": gain, "standard_error": error}
-
-
 def report_of(promotion: Promotion, base: Points, points: Points, bound: list[str]) -> dict[str, Any]:
     """promotion.json."""
     arms, horizon, noise = promotion.arms, promotion.horizon, promotion.noise(points)
     goal, line = base[horizon], fit_line(base, noise.sigma)
-    there, here = searched_gain(promotion.bench), target.mean_of(goal) - target.mean_of(points[horizon])
+    there, here = promotion.bench.ledger.known.gain, mean(goal) - mean(points[horizon])
+    assert there, "a search that is promoted has a best"
     error = noise.sigma * math.sqrt(2 / len(goal))
     found = target.time_to_target(points, goal, noise)
     passed = [budget for budget in points if target.passes(points, budget, goal, noise.sigma)]
-    spread = math.hypot(error / here, there["standard_error"] / there["gain"]) if here and there["gain"] else math.nan
-    transfer = here / there["gain"] if there["gain"] else math.nan
+    spread = math.hypot(error / here, there.standard_error / there.value) if here and there.value else math.nan
+    transfer = here / there.value if there.value else math.nan
     ledger = promotion.bench.ledger
     return {
         "version": 1,
@@ -226,7 +216,7 @@ def report_of(promotion: Promotion, base: Points, points: Points, bound: list[st
         "baseline": {str(budget): {str(s): v for s, v in runs.items()} for budget, runs in base.items()},
         "best": {str(budget): {str(s): v for s, v in runs.items()} for budget, runs in sorted(points.items())},
         "slope": {"b": line.b, "standard_error": line.error},
-        "searched": there,
+        "searched": {**dataclasses.asdict(there), "gain": there.value},
         "gain": {"value": here, "standard_error": error, "clear": horizon in passed},
         "test": {arm: tested_mean(promotion.bench, promotion.trials(arm, horizon)) for arm in ("baseline", "best")},
         "transfer": {"value": transfer, "standard_error": abs(transfer) * spread},

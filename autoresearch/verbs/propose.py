@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.files import ROOT
+from autoresearch.judge.knowledge import USUAL_NOISE
 from autoresearch.judge.static_check import audit_source
 from autoresearch.loop.briefing import about_session, make_check
-from autoresearch.loop.knowledge import USUAL_NOISE
 from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_proposer, new_session
 from autoresearch.nouns import Proposal

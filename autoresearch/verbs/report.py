@@ -4,22 +4,11 @@
 
 import argparse
 import webbrowser
-from pathlib import Path
 
-from autoresearch.files import ROOT, replace_file
-from autoresearch.record.page import render_page
-from autoresearch.record.reading import find_tag, read_diffs, read_search
-from autoresearch.record.repository import Repository, open_repository
-from autoresearch.record.status import make_status
-from autoresearch.verbs.status import beliefs_of
-
-
-def report_of_search(repo: Repository, tag: str) -> Path:
-    """Write the page of a search from what is on disk, whole or not at all. Returns its path."""
-    ledger, now = read_search(repo, tag)
-    beliefs, path = beliefs_of(ledger), ledger.folder / "report.html"
-    replace_file(path, render_page(ledger, beliefs, make_status(ledger, beliefs, now), read_diffs(ledger)))
-    return path
+from autoresearch.files import ROOT
+from autoresearch.record.page import write_page
+from autoresearch.record.reading import find_tag
+from autoresearch.record.repository import open_repository
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +17,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--open", action="store_true", help="show it in a browser")
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)
-    path = report_of_search(repo, find_tag(repo, args.tag))
+    path = write_page(repo, find_tag(repo, args.tag))
     print(path)
     if args.open:
         webbrowser.open(path.resolve().as_uri())

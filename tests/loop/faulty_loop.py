@@ -15,7 +15,8 @@ sys.path.insert(0, os.getcwd())  # the repository of the test
 
 from printed_loop import believe_what_is_printed
 
-from autoresearch.loop import decide, inflight, knowledge, live, mergeable, proposers, running, slots, verdicts
+from autoresearch.judge import knowledge
+from autoresearch.loop import decide, inflight, live, mergeable, proposers, running, slots, verdicts
 from autoresearch.record import ledger
 
 STAGES = {  # stage: the places by which the engine calls it

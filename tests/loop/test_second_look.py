@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from loop_helpers import ROOT, STUB, make_repository, make_row, proposer_script, rows_of, set_level, start_loop
 
+from autoresearch.judge.knowledge import judged, looked_at_again
 from autoresearch.loop.decide import may_repair
 from autoresearch.loop.inflight import Candidate, Queue
-from autoresearch.loop.knowledge import judged, looked_at_again
 from autoresearch.nouns import Proposal, Run, RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.repository import Repository
@@ -40,7 +40,7 @@ LOOK = make_row(commit="look", status="discard", **AGAIN)
 def test_a_second_look_is_one_on_the_same_best_with_the_same_runs(change, counts):
     look = dataclasses.replace(LOOK, **change)
     assert looked_at_again([BASELINE, NEAR, look]) == ({1} if counts else set())
-    rows = judged(Ledger(Repository(Path()), "t", [BASELINE, NEAR, look]))
+    rows = judged([BASELINE, NEAR, look])
     replaced = counts and look.status != "crash"
     assert (NEAR in rows) != replaced and BASELINE in rows
 

@@ -11,10 +11,10 @@ import pytest
 from loop_helpers import append, git, make_repository, proposer_script, run_loop, set_level, start_loop
 from searches import write_search
 
-from autoresearch.nouns import Estimate, Noise, Run, RunResult
+from autoresearch.nouns import Run, RunResult
 from autoresearch.record.ledger import Ledger, Sitting
 from autoresearch.record.repository import Repository
-from autoresearch.record.status import Beliefs, pace, trajectory
+from autoresearch.record.status import pace, trajectory
 
 
 def status_of(folder, *args, json_too: bool = True) -> dict:
@@ -22,11 +22,6 @@ def status_of(folder, *args, json_too: bool = True) -> dict:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout, parse_constant=pytest.fail) if json_too else done.stdout
-
-
-def beliefs_from(gains: list[tuple[float, float]]) -> Beliefs:
-    sure = Estimate(1.0, 0.01, 3)
-    return Beliefs(Noise(0.01, 5), 0.01, sure, None, None, dict(enumerate(gains, 1)))
 
 
 @pytest.mark.parametrize(
@@ -41,11 +36,7 @@ def beliefs_from(gains: list[tuple[float, float]]) -> Beliefs:
     ],
 )
 def test_trajectory_follows_from_what_is_believed_of_the_last_experiments(gains, kept, word):
-    assert trajectory(beliefs_from(gains), kept)["word"] == word
-
-
-def test_a_trajectory_without_beliefs_is_not_guessed():
-    assert trajectory(None, {1})["word"] == "too early to say"
+    assert trajectory(dict(enumerate(gains, 1)), kept, sigma=0.01)["word"] == word
 
 
 def test_a_slot_that_scores_is_busy_and_a_second_look_runs_nothing_twice():
