@@ -27,7 +27,6 @@ journal. A commit without a verdict trains again, a proposal without a commit wa
 
 import argparse
 import importlib
-import math
 import os
 import sys
 import time
@@ -43,7 +42,7 @@ from autoresearch.loop.faults import take_fault
 from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
 from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
-from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, propose
+from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, gives_up, propose
 from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, reload_program
 from autoresearch.loop.slots import make_slots
@@ -127,9 +126,7 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
         return reason
     if queue.asking.nothing_left:
         return queue.asking.nothing_left
-    if queue.asking.failures >= 8 and math.isinf(session.options.deadline):  # with --hours it goes on trying
-        return f"{queue.asking.failures} proposals in a row failed"
-    return ""
+    return gives_up(session, queue.asking)
 
 
 def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:

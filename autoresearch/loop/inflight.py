@@ -105,6 +105,7 @@ class Asking:
     not_before: float = 0.0  # time.monotonic() before which it is left alone
     notes: list[str] = field(default_factory=list)  # for the next proposal: what became of those before
     failures: int = 0  # in a row
+    failing_since: float = 0.0  # time.monotonic() of the first of these
     refusals: int = 0  # of these, declined by the model, in a row
     nothing_left: str = ""  # why it has no edit left for the present best
 
@@ -188,9 +189,11 @@ def exchange_of(folder: Path) -> str:
     return printed.read_text(errors="replace")[-EXCHANGE:] if printed.is_file() else ""
 
 
-def note_dropped(ledger: Ledger, folder: Path, reason: str, usage: Usage, told: bool = True) -> None:
+def note_dropped(
+    ledger: Ledger, folder: Path, reason: str, usage: Usage, told: bool = True, kind: str = "failed"
+) -> None:
     """A proposal came to nothing: the journal says why and how, and its folder goes."""
-    note_failure(ledger, reason, usage, exchange_of(folder), told)
+    note_failure(ledger, reason, usage, exchange_of(folder), told, kind)
     shutil.rmtree(folder, ignore_errors=True)
 
 

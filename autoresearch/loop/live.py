@@ -12,7 +12,7 @@ from pathlib import Path
 from autoresearch.judge.knowledge import Gain
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
-from autoresearch.loop.session import Session
+from autoresearch.loop.session import Options, Session
 from autoresearch.nouns import Estimate
 from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
@@ -31,13 +31,10 @@ DRAW_EVERY = 30.0  # seconds between two drawings
 def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     """What this session is, and what is there already."""
     options, settings, slots = session.options, session.settings, len(queue.slots)
-    ends = [plural(options.experiments, "experiment")] if options.experiments else []
-    if options.ends:
-        ends.append(time.strftime("%a %H:%M", time.localtime(options.ends)))
     several = f" | {slots} slots" if slots > 1 else ""
     a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
     about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
-    session.log.say(f"{about} | until {' and '.join(ends)}")
+    session.log.say(f"{about} | until {ends_text(options)}")
     if ledger.kept:
         best = f"best {ledger.best.val_bpb:.6f} (experiment {ledger.best.number})"
         see = f"see: python agent_loop.py status --tag {ledger.tag}"
@@ -63,10 +60,20 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
             title = task.candidate.title
             lines.append(" | ".join([f"{name}{task.candidate.number:4d}{seed}", *parts, *best, *speed, title]))
     for asked in queue.asking.at_work:
-        lines.append(f"{asked.context.number:4d} | {session.options.proposer} is at work on it")
-    if queue.waiting and len(queue.slots) > 1:
-        lines.append(f"      proposals that wait for a slot: {len(queue.waiting)}")
-    return lines
+        crash = asked.context.crash
+        number, what = (crash.number, "repairing") if crash else (asked.context.number, "at work on")
+        lines.append(f"{number:4d} | {session.options.proposer} is {what} it")
+    wait = queue.asking.not_before - time.monotonic()
+    if queue.asking.failures and wait > 0:
+        lines.append(f"      {plural(queue.asking.failures, 'proposal')} failed in a row; asking again in {wait:.0f} s")
+    rest = [f"{plural(len(queue.waiting), 'proposal')} waiting"] if queue.waiting else []
+    return [*lines, "      " + ", ".join([f"until {ends_text(session.options)}", *rest])]
+
+
+def ends_text(options: Options) -> str:
+    """When the session ends: after how many experiments, at what time."""
+    ends = [] if options.experiments is None else [plural(options.experiments, "experiment")]
+    return " and ".join([*ends, *([time.strftime("%a %H:%M", time.localtime(options.ends))] if options.ends else [])])
 
 
 def draw(what: str, log: Log, make: Callable[[], object]) -> None:

@@ -24,7 +24,7 @@ from autoresearch.loop.inflight import (
     new_proposal_folder,
     note_dropped,
 )
-from autoresearch.loop.limits import cannot_write, run_seconds, time_for_more
+from autoresearch.loop.limits import cannot_write, over_budget, run_seconds, time_for_more
 from autoresearch.loop.mergeable import forbidden
 from autoresearch.loop.session import Session
 from autoresearch.loop.verdicts import attempt_runs, verdict_on
@@ -54,6 +54,7 @@ PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
 Outcome = Proposal | ProposalFailed
 AT_WORK = 8  # proposals written at once at most; with more slots, one for each
 MAX_REFUSALS = 3  # proposals in a row that the model declines; then the search ends
+GIVE_UP, GIVE_UP_SECONDS = 8, 600.0  # failures in a row and the time that they took, after which a search ends
 BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is asked for all the same
 
 # -----------------------------------------------------------------------------
@@ -259,19 +260,33 @@ def no_proposal_came(
     if session.stop.is_set() and not failure.usage.tokens:
         return
     told = not isinstance(failure, Fault)  # where nobody's edit is to blame, later proposers need not know
+    over = is_over(session, ledger, queue)
+    kind = "refused" if isinstance(failure, Refused) else "stopped" if over and not told else "failed"
     if crashed:
-        note_failure(ledger, str(failure), failure.usage, told=told)
+        note_failure(ledger, str(failure), failure.usage, told=told, kind=kind)
     else:
-        note_dropped(ledger, context.folder, str(failure), failure.usage, told)
-    session.log.say(f"   -  no {'repair' if crashed else 'proposal'}: {failure}")
-    if crashed and not told and is_over(session, ledger, queue):
+        note_dropped(ledger, context.folder, str(failure), failure.usage, told, kind)
+    if not crashed or not told:
+        wait_longer(queue.asking, failure, context.note)
+    session.blocked = session.blocked or block_reason(queue.asking, failure)
+    wait = queue.asking.not_before - time.monotonic()
+    then = f"; asking again in {wait:.0f} s" if wait > 1 and not session.ending else ""
+    word = f"no {'repair' if crashed else 'proposal'}" if kind == "failed" else f"proposal {kind}"
+    session.log.say(f"   -  {word}: {failure}{then}")
+    hope = queue.asking.failures < GIVE_UP and not over_budget(session.settings, ledger, queue)
+    if crashed and not told and (over or hope):
         queue.crashed.append(crashed)
     elif crashed:
         verdict = verdict_on(ledger, session.options, session.settings, crashed)
         record(session, ledger, queue, crashed, verdict)
-    else:
-        wait_longer(queue.asking, failure, context.note)
-    session.blocked = session.blocked or block_reason(queue.asking, failure)
+
+
+def gives_up(session: Session, asking: Asking) -> str:
+    """Why the search waits no longer for its proposer, or "". With --hours it goes on trying until they end."""
+    lasted = time.monotonic() - asking.failing_since
+    if asking.failures < GIVE_UP or lasted < GIVE_UP_SECONDS or math.isfinite(session.options.deadline):
+        return ""
+    return f"{asking.failures} proposals in a row failed, in {lasted / 60:.0f} minutes"
 
 
 def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
@@ -280,6 +295,7 @@ def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
     `note`: what its proposer was told, which is told again where nobody's edit is to blame.
     """
     asking.failures += 1
+    asking.failing_since = asking.failing_since if asking.failures > 1 else time.monotonic()
     if not isinstance(failure, Fault):
         asking.notes.append(f"The last proposal failed: {failure}")
     elif note and note not in asking.notes:  # as where the constants had their turn

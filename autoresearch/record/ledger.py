@@ -43,6 +43,7 @@ class Failure:
     cost: float
     tokens: int
     told: bool = True  # to later proposers: not where nobody's edit was to blame
+    kind: str = "failed"  # or refused by the model, or stopped with the session
 
 
 @dataclass(frozen=True)
@@ -262,10 +263,12 @@ def note_run(ledger: Ledger, run: Run) -> None:
     note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
 
 
-def note_failure(ledger: Ledger, reason: str, usage: Usage, exchange: str = "", told: bool = True) -> None:
+def note_failure(
+    ledger: Ledger, reason: str, usage: Usage, exchange: str = "", told: bool = True, kind: str = "failed"
+) -> None:
     """A proposal that came to nothing, what it cost, what was said, and whether later proposers hear of it."""
     values = {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens}
-    note(ledger, "failed", values | {"exchange": exchange} | ({} if told else {"told": False}))
+    note(ledger, "failed", values | {"exchange": exchange, "told": told, "kind": kind})
 
 
 # -----------------------------------------------------------------------------

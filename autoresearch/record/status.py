@@ -119,7 +119,9 @@ def make_status(ledger: Ledger, now: Now) -> dict:
     columns = ("number", "status", "val_bpb", "gain", "description", "reason")
     numbers = {"tried": ledger.tried, "kept": max(counts["keep"] - 1, 0), "discarded": counts["discard"]}
     numbers |= {"crashed": counts["crash"], "timed_out": counts["timeout"], "invalid": counts["invalid"]}
-    numbers["failed_proposals"] = len(ledger.failures)
+    kinds = Counter(failure.kind for failure in ledger.failures)
+    numbers |= {f"{kind}_proposals": kinds[kind] for kind in ("failed", "refused", "stopped")}
+    failing = [each.reason for each in ledger.failures if each.after == len(ledger.rows) and each.kind != "stopped"]
     status = {
         "version": VERSION,
         "search": ledger.branch,
@@ -132,6 +134,7 @@ def make_status(ledger: Ledger, now: Now) -> dict:
         "cost": cost(ledger),
         "running": now.running,
         "waiting": now.waiting,
+        "failing": {"proposals": len(failing), "last": failing[-1]} if failing else None,
         **read_proofs(ledger),
         "categories": categories(ledger.rows[1:]),
         "last": [{column: getattr(row, column) for column in columns} for row in ledger.rows[-10:]],
@@ -179,6 +182,9 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
         f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "tried"
     )
     lines += [("experiments", str(counts["tried"]), about)]
+    if failing := status["failing"]:
+        about = f"since the last result; the last: {failing['last']}"
+        lines += [("no proposal", f"{failing['proposals']}", about)]
     if way["experiments"]:
         about = f"of the last {way['experiments']}, {way['kept']} were kept, for a believed gain of "
         lines += [("trajectory", way["word"], f"{about}{way['believed_gain']:.6f}")]

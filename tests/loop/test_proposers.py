@@ -103,8 +103,19 @@ def fail_repair(session, ledger, queue, crashed) -> list[str]:
     return [row.status for row in ledger.rows if row.number == crashed.number]
 
 
-def test_a_repair_that_a_fault_keeps_from_being_made_is_a_crash(search, crashed):
+def test_a_repair_that_an_outage_keeps_from_being_made_is_asked_for_again_and_then_a_crash(search, crashed):
+    for _ in range(proposers.GIVE_UP - 1):
+        assert fail_repair(*search, crashed) == [] and search[2].asking.not_before
     assert fail_repair(*search, crashed) == ["crash"]
+
+
+def test_a_search_gives_up_after_eight_failures_and_ten_minutes_but_not_before_its_hours_end(search):
+    session, _, queue = search
+    for age, failures in ((601, 7), (599, 8), (601, 8)):
+        queue.asking = Asking(failures=failures, failing_since=time.monotonic() - age)
+        assert bool(proposers.gives_up(session, queue.asking)) == ((age, failures) == (601, 8))
+    session.options = dataclasses.replace(session.options, deadline=time.monotonic() + 3600)
+    assert not proposers.gives_up(session, queue.asking)
 
 
 @pytest.mark.parametrize("end", ["stop", "hours"])

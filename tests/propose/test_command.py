@@ -12,7 +12,7 @@ import pytest
 from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
 from autoresearch.propose.command import propose_by_command
-from autoresearch.propose.context import Crash, ProposalFailed, Training
+from autoresearch.propose.context import Crash, Fault, ProposalFailed, Training
 from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
 
@@ -114,6 +114,32 @@ def test_two_commands_at_once_lose_no_line_of_the_notebook(tmp_path):
     other = f"echo 'of the other' >> {tmp_path}/notebook.md"  # as if it had come back in the meantime
     propose_by_command(make_context(tmp_path, command=f"{other}; echo mine >> notebook.md; echo X = 1 >> train.py"))
     assert (tmp_path / "notebook.md").read_text() == "old\nof the other\nmine\n"
+
+
+OUTAGES = [  # as agents say it, some of them with exit code 0
+    "echo 'Claude AI usage limit reached|1764430000'",
+    "echo 'Credit balance is too low'; exit 1",
+    "echo 'Invalid API key · Please run /login'",
+    "echo 'stream error: exceeded retry limit, last status: 429 Too Many Requests'",
+    "echo 'API Error: Connection error.'",
+    'echo "You\'ve hit your session limit · resets 3pm"',
+    "no-such-agent-here",
+    "exit 3",
+]
+
+
+@pytest.mark.parametrize("command", OUTAGES)
+def test_an_outage_of_the_agent_is_quoted_and_told_to_no_later_one(tmp_path, command):
+    with pytest.raises(Fault) as failed:
+        propose_by_command(make_context(tmp_path, command=command))
+    said = re.search("['\"](.*)['\"]", command)
+    assert (said[1] if said else "code") in str(failed.value)
+
+
+def test_a_missing_edit_is_quoted_and_told(tmp_path):
+    with pytest.raises(ProposalFailed, match="unchanged; it said: I could think of nothing") as failed:
+        propose_by_command(make_context(tmp_path, command="echo I could think of nothing"))
+    assert not isinstance(failed.value, Fault)
 
 
 def test_what_does_not_parse_is_given_back_once(tmp_path):
