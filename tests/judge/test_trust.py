@@ -117,7 +117,7 @@ def test_integrity(tmp_path):
     os.utime(paths[0], (0, 0))  # touched: hashed again, and the same
     assert check_integrity(paths, expected) == ""
     paths[1].write_text("tExt")
-    os.utime(paths[1], ns=(expected[str(paths[1])][0][1],) * 2)  # size and mtime as they were
+    os.utime(paths[1], ns=(expected[paths[1].name][0][1],) * 2)  # size and mtime as they were
     assert check_integrity(paths, expected).startswith("b has changed since")
     paths[0].unlink()
     assert check_integrity(paths, expected).startswith("a is missing, b has changed since")
