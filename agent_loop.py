@@ -25,10 +25,15 @@ What a kill left undone is made from what was written before it: a row from its 
 journal. A commit without a verdict trains again, a proposal without a commit waits on.
 """
 
-import argparse
-import importlib
-import os
 import sys
+
+from autoresearch.verbs import command_line, run_verb
+
+if __name__ == "__main__":
+    run_verb(sys.argv[1:])  # which ends the program where it is one: what only a search needs is not imported for it
+
+import argparse
+import os
 import time
 from queue import Empty
 
@@ -52,21 +57,10 @@ from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger, commit_results, note, print_table
 from autoresearch.record.lines import live_view, results_message, summary
 from autoresearch.record.reading import read_ledger
-from autoresearch.record.repository import GitError, current_branch, open_repository
+from autoresearch.record.repository import current_branch, open_repository
 from autoresearch.record.restore import open_ledger
-from autoresearch.text import fail, one_line, plural
-from autoresearch.view import long_look, short_look, use_utf8
+from autoresearch.text import plural
 
-VERBS = {  # the first word of a command line -> the module whose main(arguments) does it
-    "status": "autoresearch.verbs.status",
-    "report": "autoresearch.verbs.report",
-    "check": "autoresearch.verbs.check",
-    "profile": "autoresearch.verbs.profile",
-    "propose": "autoresearch.verbs.propose",
-    "ablate": "autoresearch.verbs.ablate",
-    "promote": "autoresearch.verbs.promote",
-}
-SHORT = ("status", "report", "propose")  # they print and end; the others run for minutes or hours
 AFTER_DEMO = """
 what to run next:
   pytest -m "not slow"                                     # does all of it work here? after: pip install -e ".[dev]"
@@ -235,17 +229,8 @@ def enter(session: Session, ledger: Ledger, wanted: str | None) -> None:
         session.log.say(f"{ledger.branch} {line}")
 
 
+@command_line()
 def main() -> None:
-    use_utf8()
-    verb = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in VERBS else ""
-    try:
-        with short_look() if verb in SHORT else long_look():
-            importlib.import_module(VERBS[verb]).main(sys.argv[2:]) if verb else search()
-    except (OSError, GitError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
-        fail(f"{one_line(str(error))}; fix that and run the same command again")
-
-
-def search() -> None:
     """A session from its command line on."""
     started = time.monotonic()
     args = parse_arguments()

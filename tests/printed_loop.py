@@ -18,6 +18,7 @@ from autoresearch.loop import briefing, inflight, live, proposers
 from autoresearch.nouns import RunResult
 from autoresearch.run import cluster
 from autoresearch.run.scoring import train_and_score
+from autoresearch.verbs import run_verb
 
 
 def taking_the_printed(train):
@@ -45,6 +46,7 @@ def main() -> None:
     if not os.environ.get("PICTURES"):
         live.Drawing.draw_both = lambda *_: None
     sys.argv[0] = "agent_loop.py"
+    run_verb(sys.argv[1:])
     import agent_loop
 
     agent_loop.main()

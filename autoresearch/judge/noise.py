@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy
+if TYPE_CHECKING:  # imported where it is used: it takes a while
+    import numpy
 
 from autoresearch.nouns import Noise, Runs
 
@@ -56,6 +57,8 @@ def seed_share(sources: list[Runs], prior: float) -> float:
     given a mean of its own, per degree of freedom (Searle, Casella and McCulloch, Variance Components, 1992). `prior`
     is the share expected before anything is measured.
     """
+    import numpy
+
     design, deviations, _ = two_way(sources)
     squares, degrees = deviations @ deviations, sum(len(runs) - 1 for runs in sources if len(runs) > 1)
     if not squares:
@@ -66,8 +69,10 @@ def seed_share(sources: list[Runs], prior: float) -> float:
     return min(max(1 - float(unexplained), 0.0), LARGEST_SHARE)
 
 
-def two_way(sources: list[Runs]) -> tuple[numpy.ndarray, numpy.ndarray, list[int]]:
+def two_way(sources: list[Runs]) -> tuple["numpy.ndarray", "numpy.ndarray", list[int]]:
     """(design (runs, seeds), deviations (runs,), seeds) of the sources with several runs, each rid of its own mean."""
+    import numpy
+
     repeated = [runs for runs in sources if len(runs) > 1]
     seeds = sorted({seed for runs in repeated for seed in runs})
     design = [numpy.equal.outer(list(runs), seeds) - numpy.isin(seeds, list(runs)) / len(runs) for runs in repeated]
@@ -82,6 +87,8 @@ def seed_offsets(sources: list[Runs], share: float) -> dict[int, float]:
     was run on, so without this one lucky seed of the baseline would put all candidates down together. The best linear
     unbiased prediction of random seed effects (Henderson 1975), which is a ridge regression.
     """
+    import numpy
+
     design, deviations, seeds = two_way(sources)
     if not share or not seeds:
         return {}

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from autoresearch.files import DATA_FILES, RECORD, ROOT, data_root, file_hash, fingerprint, replace_file, stamp
 from autoresearch.judge.noise import plausible
 from autoresearch.nouns import RunResult
 from autoresearch.text import fail
 
-if TYPE_CHECKING:  # prepare_data is imported where it is used: it reads the environment then
+if TYPE_CHECKING:  # imported where they are used: prepare_data reads the environment then
+    import numpy
+
     from prepare_data import Tokenizer
 
 # -----------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def measure_expected(budget: int) -> dict:
     }
 
 
-def lowest_believable(rows: numpy.ndarray, tokenizer: "Tokenizer", size: int = 1_000_000) -> float:
+def lowest_believable(rows: "numpy.ndarray", tokenizer: "Tokenizer", size: int = 1_000_000) -> float:
     """A val_bpb that no model of this text gets below: a part of what lzma makes of a megabyte of it."""
     row_length = rows.shape[1]
     tokens = rows[: size // row_length].flatten().tolist()

@@ -19,7 +19,6 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
 from autoresearch.record.log import Log
 from autoresearch.record.page import write_page
-from autoresearch.record.progress import Confirmed, draw_progress
 from autoresearch.record.repository import Repository
 from autoresearch.row import Row
 from autoresearch.run import sandbox
@@ -103,17 +102,20 @@ class Drawing:
             return
         self.rows, self.not_before = len(rows), time.monotonic() + DRAW_EVERY
         # Not a daemon: a process that ends while matplotlib's own code runs in one is aborted.
-        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None))
+        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None, None))
         self.thread.start()
 
     def draw_last(self, rows: list[Row], best: Estimate | None, gain: Gain | None) -> None:
         """Draw what a session ends with: the best on fresh seeds, and its gain over the baseline there."""
         if self.thread:
             self.thread.join()
-        baseline = best.val_bpb + gain.value if best and gain else None
-        self.draw_both(rows, Confirmed(best.val_bpb, best.standard_error, baseline) if best else None)
+        self.draw_both(rows, best, gain)
 
-    def draw_both(self, rows: list[Row], point: Confirmed | None) -> None:
+    def draw_both(self, rows: list[Row], best: Estimate | None, gain: Gain | None) -> None:
         """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
+        from autoresearch.record.progress import Confirmed, draw_progress  # which imports numpy and matplotlib
+
+        baseline = best.val_bpb + gain.value if best and gain else None
+        point = Confirmed(best.val_bpb, best.standard_error, baseline) if best else None
         draw("progress.png", self.log, lambda: draw_progress(rows, self.picture, point))
         draw("report.html", self.log, lambda: write_page(self.repo, self.tag))

@@ -19,7 +19,7 @@ from autoresearch.judge.trust import believe, load_measure
 from autoresearch.loop.inflight import Slot
 from autoresearch.loop.session import Options, Session, run_options
 from autoresearch.nouns import RunResult
-from autoresearch.run import gpu, probe, sandbox
+from autoresearch.run import gpu, sandbox
 from autoresearch.run.training import RunOptions, run_training
 
 FOLDER = ROOT / "runs" / "check"  # where the logs are left
@@ -101,7 +101,7 @@ def look_from_inside(options: RunOptions) -> tuple[dict[str, Any], str]:
     """What probe.py found out in place of a training, or why it found nothing."""
     variables = {"PROBE_CHECKOUT": str(ROOT), "PROBE_PROCESS": str(os.getpid())}
     options = replace(options, environment=variables)
-    result = run_training(Path(probe.__file__).read_text(), FOLDER / "inside", options)
+    result = run_training(Path(gpu.__file__).with_name("probe.py").read_text(), FOLDER / "inside", options)
     with contextlib.suppress(ValueError, IndexError):
         seen = json.loads([line for line in result.tail.splitlines() if line.startswith("{")][-1])
         if isinstance(seen, dict):

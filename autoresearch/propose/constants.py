@@ -29,8 +29,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy
+if TYPE_CHECKING:  # imported where it is used: it takes a while
+    import numpy
 
 from autoresearch.nouns import Proposal
 from autoresearch.propose.context import CannotPropose, Context, NothingLeft
@@ -225,11 +227,13 @@ def gain_in_noise(row: Row) -> float:
     return max(-CLEAR, min(CLEAR, gain)) if math.isfinite(gain) else math.nan
 
 
-def learn_slopes(names: list[str], rows: Iterable[tuple[Change, float]]) -> tuple[numpy.ndarray, numpy.ndarray]:
+def learn_slopes(names: list[str], rows: Iterable[tuple[Change, float]]) -> tuple["numpy.ndarray", "numpy.ndarray"]:
     """(mean, Cholesky root of the precision) of every constant's slope, in noise per step.
 
     Bayesian linear regression on the (change, gain in noise) of the past: prior normal(0, what is usual), noise 1.
     """
+    import numpy
+
     prior = [STEEP_SLOPE if STEEP.search(name) else USUAL_SLOPE for name in names]
     precision, weighted = numpy.diag(1 / numpy.array(prior) ** 2), numpy.zeros(len(names))
     for change, gain in rows:
@@ -246,6 +250,8 @@ def learn_slopes(names: list[str], rows: Iterable[tuple[Change, float]]) -> tupl
 
 def propose_constants(context: Context) -> Proposal:
     """Change the constants with the steepest slopes. The same seed, number and history give the same proposal."""
+    import numpy
+
     rng = random.Random(f"{context.seed}/{context.number}")
     without_effect, rows = inert(context.rows), judged(context.rows)
     found = numeric_constants(context.best_source, context.scale)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoresearch.files import replace_file
@@ -205,6 +204,8 @@ def columns(ledger: Ledger) -> dict[str, list[str]]:
 
 def render_page(ledger: Ledger, status: dict, diffs: dict[str, str]) -> str:
     """The whole page. What comes from models and logs is escaped, like everything that is put into the template."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     options: dict[str, Any] = {
         "autoescape": True,
         "undefined": StrictUndefined,

@@ -1,1 +1,32 @@
-"""The verbs of the command line beside the search itself: status, report, check, profile, propose, ablate, promote."""
+"""The verbs of the command line beside the search itself. Each is imported when it is asked for, and no other."""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+
+from autoresearch.record.repository import GitError
+from autoresearch.text import fail, one_line
+from autoresearch.view import long_look, short_look, use_utf8
+
+SHORT = ("status", "report", "propose")  # they print and end
+LONG = ("check", "profile", "ablate", "promote")  # they run for minutes or hours
+
+
+def run_verb(words: list[str]) -> None:
+    """Do what a command line asks for and end the program, if its first word is a verb."""
+    if words and words[0] in SHORT + LONG:
+        with command_line(short=words[0] in SHORT):
+            importlib.import_module(f"autoresearch.verbs.{words[0]}").main(words[1:])
+        sys.exit()
+
+
+@contextlib.contextmanager
+def command_line(short: bool = False) -> Iterator[None]:
+    """What a person sees of a command: its output, and one line where it cannot go on."""
+    use_utf8()
+    try:
+        with short_look() if short else long_look():
+            yield
+    except (OSError, GitError) as error:  # a full disk, a lost permission: nothing was recorded wrongly
+        fail(f"{one_line(str(error))}; fix that and run the same command again")

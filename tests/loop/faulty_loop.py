@@ -17,7 +17,7 @@ from printed_loop import believe_what_is_printed
 
 from autoresearch.judge import knowledge
 from autoresearch.loop import decide, inflight, live, mergeable, proposers, running, slots, verdicts
-from autoresearch.record import ledger
+from autoresearch.record import ledger, progress
 
 STAGES = {  # stage: the places by which the engine calls it
     "ask": [(proposers, "make_context")],
@@ -33,7 +33,7 @@ STAGES = {  # stage: the places by which the engine calls it
     "table": [(ledger, "print_table")],
     "branch": [(decide, "move_branch")],
     "train.py": [(decide, "follow_best")],
-    "draw": [(live, "draw_progress")],
+    "draw": [(progress, "draw_progress")],
 }
 
 
