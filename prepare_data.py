@@ -64,12 +64,12 @@ SCALES = {
 
 
 def choose_scale() -> str:
-    """The scale named by AUTORESEARCH_SCALE, else h100 where CUDA is there and cpu where it is not."""
+    """The scale named by AUTORESEARCH_SCALE, else h100 where CUDA is there and cpu where there is no NVIDIA GPU."""
     name = os.environ.get("AUTORESEARCH_SCALE")
     if not name:
-        import torch
+        from autoresearch.run.gpu import default_scale
 
-        return "h100" if torch.cuda.is_available() else "cpu"
+        return default_scale()
     if name not in SCALES:
         fail(f"AUTORESEARCH_SCALE={name} is not a scale; use one of: {', '.join(SCALES)}")
     return name

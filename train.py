@@ -465,9 +465,11 @@ model.init_weights()
 optimizers = build_optimizers(model)
 num_params = sum(p.numel() for p in model.parameters())
 flops_per_token = model.flops_per_token()
-PEAK_FLOPS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12, "L40": 181e12}  # dense bf16
+PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989.5, "H200": 989.5, "H20": 148, "B200": 2250, "A100": 312}
+PEAKS |= {"A10G": 70, "A10": 125, "A30": 165, "A40": 149.7, "A6000": 154.8, "6000 Ada": 364.2, "L40S": 362, "L40": 181}
+PEAKS |= {"L4": 121, "Laptop": math.inf, "5090": 209.5, "4090": 165.2, "3090": 71}  # TFLOP/s, dense bf16
 device_name = torch.cuda.get_device_name() if device == "cuda" else ""
-peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), math.inf)  # unknown: MFU 0
+peak_flops = 1e12 * next((peak for name, peak in PEAKS.items() if name in device_name), math.inf)
 print(f"{device_name or 'CPU'} | {num_params / 1e6:.1f} M parameters | depth {DEPTH} | dim {config.n_embd}", end=" ")
 print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.windows}")
 
@@ -618,10 +620,10 @@ while progress < 1:
     progress = min(1.0, step / STEPS if STEPS else training_seconds / TIME_BUDGET)
     smooth_loss = 0.9 * smooth_loss + 0.1 * value
     tokens_per_second = step * tokens_per_step / training_seconds
-    mfu_percent = 100 * flops_per_token * tokens_per_second / peak_flops
+    mfu = f"mfu {100 * flops_per_token * tokens_per_second / peak_flops:.1f} % | " if peak_flops < math.inf else ""
     seconds_left = training_seconds / progress - training_seconds
     line = f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
-    line += f"{tokens_per_second / 1e3:.1f} k tok/s | mfu {mfu_percent:.1f} % | {seconds_left:.0f} s left"
+    line += f"{tokens_per_second / 1e3:.1f} k tok/s | {mfu}{seconds_left:.0f} s left"
     print(line, end="  ", flush=True)
 
 stop_if_diverged(read_loss(), step)  # waits for the last step
@@ -634,10 +636,8 @@ mfu_percent = 100 * flops_per_token * step * tokens_per_step / training_seconds 
 model.eval()
 with autocast:
     val_bpb = evaluate_bpb(model, tokenizer, rows_per_pass)
-if device == "cuda":
-    peak_mb = torch.cuda.max_memory_allocated() / 2**20
-else:
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+own_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+peak_mb = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else own_mb
 print("\n---")
 print(f"val_bpb:          {val_bpb:.6f}")
 print(f"training_seconds: {training_seconds:.1f}")

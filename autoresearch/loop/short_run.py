@@ -133,9 +133,9 @@ def speed_lines(seen: dict[str, Any]) -> Iterator[Line]:
     state, mend = ("ok", "") if seen["triton"] else ("slow", "pip install triton: torch.compile needs it")
     yield Line("kernels", state, kernels, mend)
     speed = seen["bf16_tflops"]
-    peak = next((peak for name, peak in gpu.PEAK_TFLOPS.items() if name in seen["gpu"]), math.nan)
+    peak = next((peak for name, peak in gpu.PEAK_TFLOPS.items() if name in seen["gpu"]), math.inf)
     facts = {"bf16_tflops": speed}
-    if math.isnan(peak):
+    if peak == math.inf:
         yield Line("bf16 product", "ok", f"{speed:.0f} TFLOP/s; this card's peak is not known here", "", facts)
         return
     text = f"{speed:.0f} TFLOP/s, {100 * speed / peak:.0f} % of the datasheet's {peak:g}"
@@ -200,7 +200,7 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
     facts = {"tokens_per_second": speed, "step_ms": 1000 * int(per_step[0]) / speed}
     facts |= {"mfu_percent": result.printed.get("mfu_percent", math.nan), "peak_gb": result.memory_gb} | clocks.facts()
     text = f"{facts['step_ms']:.0f} ms a step, {speed / 1000:.1f} k tokens/s, "
-    text += f"MFU {facts['mfu_percent']:.1f} %, " if seen.get("gpu") else ""
+    text += f"MFU {facts['mfu_percent']:.1f} %, " if facts["mfu_percent"] > 0 else ""
     text += f"peak memory {result.memory_gb:.1f} GB"
     text += f", SM clock {facts['sm_clock_mhz']:.0f} MHz" if "sm_clock_mhz" in facts else ""
     if result.memory_gb > FULL * seen.get("gpu_memory_gb", math.inf):

@@ -35,6 +35,7 @@ from autoresearch.record.repository import (
     in_the_way,
     unfinished,
 )
+from autoresearch.run import gpu
 from autoresearch.settings import Settings
 from autoresearch.text import fail, one_line
 from autoresearch.view import listen
@@ -129,13 +130,24 @@ def check_program(max_cost: float | None, warn: Callable[[str], object] = str) -
         fail(f"program.md: {error}")
 
 
-def check_data(tag: str, ray: str | None) -> str:
-    """The search's scale, a device for it, and its prepared data. The cpu scale's are made here: it takes seconds."""
+def check_device(tag: str, ray: str | None) -> str:
+    """The search's scale, and a device for it."""
     import prepare_data
 
     check_scale(ROOT / "runs" / tag, prepare_data.SCALE)
-    if prepare_data.SCALE == "h100" and prepare_data.default_device() != "cuda" and not ray:
-        fail("scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
+    if prepare_data.SCALE == "cpu":
+        why = "AUTORESEARCH_SCALE says so" if os.environ.get("AUTORESEARCH_SCALE") else "this machine has none"
+        return f"cpu, the small one: no GPU is used, as {why}"
+    if prepare_data.default_device() != "cuda" and not ray:
+        fail(gpu.unusable_gpu() or "scale h100 needs an NVIDIA GPU and there is none; use AUTORESEARCH_SCALE=cpu")
+    return "h100, on an NVIDIA GPU"
+
+
+def check_data(tag: str, ray: str | None) -> str:
+    """The prepared data of the search's scale. The cpu scale's are made here: it takes seconds."""
+    import prepare_data
+
+    check_device(tag, ray)
     if prepare_data.SCALE == "cpu" and not (prepare_data.DATA_DIR / "meta.json").exists():
         print("preparing data from this Python's own standard library, once")
         if problem := prepare_cpu_data():
@@ -167,6 +179,7 @@ def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
     return {
         "files and git": lambda: check_files(repo, tag, in_checkout=not args.demo),
         "program.md": lambda: "model {0.model}, effort {0.effort}, sandbox {0.sandbox}".format(settings(print)),
+        "scale": lambda: check_device(tag, args.ray),
         "prepared data": lambda: check_data(tag, args.ray),
         "proposer": lambda: check_proposer(args.proposer, settings()),
     }

@@ -137,7 +137,7 @@ def system_text(context: Context) -> str:
 def training_text(training: Training) -> str:
     """How one run went, in two lines."""
     values = training.facts
-    facts = [f"{values[name]:g} {name}" for name in ("num_steps", "mfu_percent", "peak_vram_mb") if name in values]
+    facts = [f"{values[name]:g} {name}" for name in ("num_steps", "mfu_percent", "peak_vram_mb") if values.get(name)]
     if values.get("training_seconds") and "total_tokens_M" in values:
         facts.append(f"{1000 * values['total_tokens_M'] / values['training_seconds']:.1f} k tokens per second")
     if values.get("training_seconds") and "total_seconds" in values:

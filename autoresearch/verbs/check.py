@@ -55,8 +55,12 @@ def cheap_lines(args: argparse.Namespace) -> Iterator[Line]:
     if problem:
         yield Line("git", "wrong", *split(problem))
         return
+    told = set()
     for name, check in start.needs(args, repo).items():
         good, problem = said(check)
+        if problem in told:
+            continue
+        told |= {problem} if problem else set()
         yield Line(name, "wrong", *split(problem)) if problem else Line(name, "ok", good)
     yield disk_line()
 
@@ -121,7 +125,7 @@ def all_lines(args: argparse.Namespace, lock: TextIO) -> Iterator[Line]:
     for line in cheap_lines(args):
         wrong |= {line.name} if line.state == "wrong" else set()
         yield line
-    if wrong & {"git", "program.md", "prepared data", "disk"}:
+    if wrong & {"git", "program.md", "scale", "prepared data", "disk"}:
         yield Line("short run", "wrong", "train.py was not tried", "mend what is wrong above first")
         return
     session = start.new_session(

@@ -57,8 +57,9 @@ def test_a_machine_that_is_fit(repo):
     bubblewrap = lines["sandbox"]["state"] == "ok"
     assert bubblewrap or "bubblewrap" in lines["sandbox"]["text"]
     assert code == (0 if bubblewrap else 1), said
-    names = ["files and git", "program.md", "prepared data", "proposer", "disk", "torch", "sandbox", "20 steps"]
-    assert list(lines) == [*names, "a whole run", "scorer", "estimate"]
+    names = ["files and git", "program.md", "scale", "prepared data", "proposer", "disk", "torch", "sandbox"]
+    assert list(lines) == [*names, "20 steps", "a whole run", "scorer", "estimate"]
+    assert lines["scale"]["text"] == "cpu, the small one: no GPU is used, as AUTORESEARCH_SCALE says so"
     steps, whole = lines["20 steps"]["facts"], lines["a whole run"]["facts"]
     assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(4096 * 1000)
     assert whole["overhead_seconds"] > whole["evaluation_seconds"] > 0
@@ -97,7 +98,7 @@ def test_a_train_py_that_crashes_is_a_line(repo):
         ("rm -rf .git", "cpu", "git", "not a git repository"),
         ("rm program.md", "cpu", "files and git", "program.md is missing"),
         ("echo '{' > data/cpu/meta.json", "cpu", "prepared data", "meta.json is damaged"),
-        ("true", "h100", "prepared data", "scale h100 needs an NVIDIA GPU and there is none"),
+        ("true", "h100", "scale", "scale h100 needs an NVIDIA GPU and there is none"),
     ],
 )
 def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo, prepared, tmp_path):
@@ -108,7 +109,7 @@ def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo
     code, lines, _ = run_check(repo, env=env)
     assert code == 2 and lines[name]["state"] == "wrong"
     assert text in lines[name]["text"] and lines[name]["mend"]
-    if name == "prepared data":
+    if name in ("scale", "prepared data"):
         assert "ANTHROPIC_API_KEY is not set" in lines["proposer"]["text"]
 
 
@@ -230,4 +231,4 @@ def test_too_few_hours_are_said():
 def test_a_search_begins_with_the_cheap_part(repo):
     """The same checks, by the same function: what stops a search is what `check` calls wrong."""
     args = Namespace(tag="t", max_cost=None, ray=None, proposer="anthropic")
-    assert list(check.start.needs(args, None)) == ["files and git", "program.md", "prepared data", "proposer"]
+    assert list(check.start.needs(args, None)) == ["files and git", "program.md", "scale", "prepared data", "proposer"]
