@@ -220,6 +220,7 @@ def note_batch(tokens: int) -> None:
 
 def write_record() -> None:
     """Write down what was noted, if the loop asked for it."""
+    noted.pop("finished", None)
     for event in ("first_batch", "clock_started", "finished"):  # what never happened, happens now
         note_first(event)
     if RECORD:
@@ -313,98 +314,30 @@ def training_clock() -> float:
 # Handing over: the trained model as data, for a scorer that runs none of its code
 
 SCORED_TOKENS = 65_536  # at most in one batch of the scorer, whose logits are whole
-NO_GRAPH = (
-    "forward() can't be handed over to the scorer: {}. In eval mode it has to be plain PyTorch: no Python that looks "
-    "at the tokens' values, and a plain path beside a custom kernel"
-)
 
 
-def record_calls(model: torch.nn.Module, tokens: Tensor) -> tuple[dict, list[Tensor]]:
-    """The operators that model(tokens) comes to, as JSON would hold them, and the tensors that they work on."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.weak import WeakIdKeyDictionary
+def graph_of(model: torch.nn.Module, vocab_size: int, rows: int) -> tuple[dict, list[Tensor]]:
+    """The model as operators and tensors, for batches of `rows` rows. Raises ValueError where it can't be one."""
+    from autoresearch.judge.handover import make_graph
 
-    held: list[Tensor] = []
-    nodes: list[list] = []
-    names = WeakIdKeyDictionary()  # a tensor -> where it comes from
-    torch.clear_autocast_cache()  # of casts that would not be seen
-
-    def encode(value):
-        if isinstance(value, torch.Tensor):
-            if value not in names:  # seen for the first time: a parameter, a buffer, a constant
-                names[value] = {"tensor": len(held)}
-                held.append(value.detach())
-            return names[value]
-        if isinstance(value, list | tuple):
-            return [encode(each) for each in value]
-        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-            return {"torch": str(value).removeprefix("torch.")}
-        if isinstance(value, torch.device):
-            return {"device": value.type}
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise TypeError(f"an operator is called with a {type(value).__name__}")
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            call = [str(function), encode(args), [[name, encode(value)] for name, value in (kwargs or {}).items()]]
-            results = function(*args, **(kwargs or {}))
-            several = isinstance(results, list | tuple)
-            for at, result in enumerate(results if several else [results]):
-                if isinstance(result, torch.Tensor):
-                    names[result] = {"node": len(nodes), "at": at} if several else {"node": len(nodes)}
-            nodes.append(call)
-            return results
-
-    names[tokens] = {"input": 0}
-    with Recorder():
-        logits = model(tokens)
-    shape = tuple(getattr(logits, "shape", ()))
-    if len(shape) != 3 or shape[:2] != tokens.shape:
-        raise ValueError(f"the logits are {shape or type(logits)}, not {(*tokens.shape, 'vocabulary')}")
-    if type(logits) is not torch.Tensor:
-        raise ValueError(f"the logits are a {type(logits).__name__}, not a torch.Tensor")
-    return {"shape": list(tokens.shape), "nodes": nodes, "logits": encode(logits)}, held
-
-
-def make_graph(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[dict, list[Tensor]]:
-    """record_calls() of a model in eval mode, uncompiled. Twice, for other tokens: the graph has to be the same."""
-    import torch
-
-    model.eval()
-    rows = max(1, min(batch_size, SCORED_TOKENS // MAX_SEQ_LEN))
     device, chance = next(model.parameters()).device, np.random.default_rng(1)
-    some, others = (to_device(chance.integers(vocab_size, size=(rows, MAX_SEQ_LEN + 1)), device)[0] for _ in range(2))
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        try:
-            model(some)  # what it keeps from its first call on, like a mask, is there then
-            graph, held = record_calls(model, some)
-            again, held_then = record_calls(model, others)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise ValueError(NO_GRAPH.format(reason)) from error
-        pairs = zip(held, held_then, strict=False)
-        if json.dumps(graph) != json.dumps(again) or not all(a is b or torch.equal(a, b) for a, b in pairs):
-            raise ValueError(NO_GRAPH.format("what it does depends on the tokens in ways that no operator shows"))
-    return graph, held
+    batches = chance.integers(vocab_size, size=(2, rows, MAX_SEQ_LEN + 1))
+    return make_graph(model, *(to_device(tokens, device)[0] for tokens in batches))
+
+
+def check_model(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
+    """Raise ValueError, with the line of train.py, if the scorer could not take this model. Call it before training."""
+    training = model.training
+    graph_of(model, tokenizer.get_vocab_size(), 2)
+    model.train(training)
 
 
 def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: Path) -> None:
-    """Write graph.json and tensors.bin into a folder: text and plain numbers, which nobody has to unpickle."""
-    import torch
+    """Write the model into a folder, for the scorer."""
+    from autoresearch.judge.handover import write_graph
 
-    graph, held = make_graph(model, vocab_size, batch_size)
-    graph["tensors"] = []
-    with open(folder / "tensors.bin", "wb") as file:
-        for tensor in held:
-            file.write(bytes(-file.tell() % 64))
-            kind = str(tensor.dtype).removeprefix("torch.")
-            graph["tensors"].append({"dtype": kind, "shape": list(tensor.shape), "start": file.tell()})
-            file.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    (folder / "graph.json").write_text(json.dumps(graph))
+    rows = max(1, min(batch_size, SCORED_TOKENS // MAX_SEQ_LEN))
+    write_graph(*graph_of(model, vocab_size, rows), folder)
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
@@ -418,6 +351,7 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
         import torch
 
         torch.cuda.synchronize()  # what is still being trained is training time
+    noted.pop("evaluated", None)  # of a second call the later moments count, as its model is what is scored
     note_first("evaluated")
     if RECORD:
         hand_over(model, tokenizer.get_vocab_size(), batch_size, RECORD.parent)

@@ -33,6 +33,7 @@ from prepare_data import (
     STEPS,
     TIME_BUDGET,
     Tokenizer,
+    check_model,
     default_device,
     evaluate_bpb,
     make_dataloader,
@@ -463,8 +464,7 @@ tokens_per_step = rows_per_step * MAX_SEQ_LEN
 model = GPT(config).to(device)
 model.init_weights()
 optimizers = build_optimizers(model)
-num_params = sum(p.numel() for p in model.parameters())
-flops_per_token = model.flops_per_token()
+num_params, flops_per_token = sum(p.numel() for p in model.parameters()), model.flops_per_token()
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989.5, "H200": 989.5, "H20": 148, "B200": 2250, "A100": 312}
 PEAKS |= {"A10G": 70, "A10": 125, "A30": 165, "A40": 149.7, "A6000": 154.8, "6000 Ada": 364.2, "L40S": 362, "L40": 181}
 PEAKS |= {"L4": 121, "Laptop": math.inf, "5090": 209.5, "4090": 165.2, "3090": 71}  # TFLOP/s, dense bf16
@@ -586,12 +586,13 @@ def undo_steps(weights):
     torch.manual_seed(SEED)
 
 
+with autocast:
+    check_model(model, tokenizer)  # the scorer can take it: better told now than after the training
 # Compile and warm up on steps that are undone: until the clock starts, the batches hold tokens by chance.
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 while True:
     batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
-    first_batch = next(batches)
-    fits = fits_in_memory(first_batch)
+    fits = fits_in_memory(next(batches))
     undo_steps(weights)
     if fits:
         break
@@ -614,8 +615,7 @@ while progress < 1:
     # The loss of the step before: the GPU goes on with this step while the host waits for that number.
     value = (read_previous or read_loss)()
     stop_if_diverged(value, step)
-    read_previous = read_loss
-    step += 1
+    step, read_previous = step + 1, read_loss
     training_seconds = training_clock() - clock_start
     progress = min(1.0, step / STEPS if STEPS else training_seconds / TIME_BUDGET)
     smooth_loss = 0.9 * smooth_loss + 0.1 * value

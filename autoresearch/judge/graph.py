@@ -1,13 +1,12 @@
 """
-A trained model as its run handed it over (hand_over() in prepare_data.py), read into a function of tokens.
+A trained model as its run handed it over (handover.py), read into a function of tokens.
 
-It is data: names of torch's own operators, their arguments, and raw tensors. Nothing of it is unpickled, evaluated as
-Python or looked up anywhere but in the lists below. An operator may compute, and change what the graph itself has made
-in the same call; it may not change the model's tensors or the tokens, draw random numbers, see memory that nobody has
-written, or read files. So what comes out depends on the tokens of this call alone.
+It is data: names of torch's own operators, their arguments, and raw tensors. Nothing of it is unpickled or evaluated as
+Python. An operator may compute, and change what the graph itself has made in the same call; it may not change the
+model's tensors or the tokens, draw random numbers, see memory that nobody has written, or read files (handover.py). So
+what comes out depends on the tokens of this call alone.
 """
 
-import importlib
 import json
 import math
 import mmap
@@ -17,27 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Besides what torch itself tags as one of its core operators or as pointwise.
-ALSO_ALLOWED = """
-    _adaptive_avg_pool2d _conj _cudnn_attention_forward _efficient_attention_forward _euclidean_dist
-    _flash_attention_forward _fused_rms_norm _grouped_mm _local_scalar_dense _neg_view _safe_softmax
-    _scaled_dot_product_attention_math _scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention
-    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
-    _scaled_dot_product_fused_attention_overrideable _scaled_mm _unsafe_view _varlen_attn _weight_norm_interface
-    addbmm addmv addr aminmax arange baddbmm bincount block_diag bucketize channel_shuffle count_nonzero cummax cummin
-    cumprod detach diag_embed dot empty empty_like empty_strided eye glu im2col index_add index_copy index_fill isin
-    lift_fresh lift_fresh_copy linalg_cross linalg_vector_norm linspace log_sigmoid_forward logcumsumexp logspace
-    masked_fill median mode mv new_empty new_empty_strided new_full new_ones new_zeros norm ones ones_like
-    pixel_unshuffle polar prelu renorm roll rot90 searchsorted split split_with_sizes stack std_mean t take trace
-    transpose tril tril_indices triu triu_indices unbind unfold upsample_linear1d upsample_nearest1d vdot
-    view_as_complex view_as_real zeros zeros_like
-"""
-MAY_CHANGE = """
-    addbmm_ addmm_ baddbmm_ copy_ cumprod_ cumsum_ fill_ fill_diagonal_ index_add_ index_copy_ index_fill_ index_put_
-    masked_fill_ masked_scatter_ scatter_ scatter_add_ scatter_reduce_ tril_ triu_ zero_
-"""
-# These take a seed for their dropout, which is none in eval mode: whatever noise they made, the second pass would show.
-SEEDED = ("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_cudnn_attention", "_varlen_attn")
+from autoresearch.judge.handover import find_operator
+
 LARGEST_TEXT = 50_000_000  # bytes of a graph.json
 
 
@@ -140,30 +120,3 @@ def torch_constant(name: str) -> Any:
     if not isinstance(found, torch.dtype | torch.layout | torch.memory_format):
         raise ValueError(f"torch.{name} is no dtype, layout or memory format")
     return found
-
-
-def find_operator(name: str) -> Any:
-    """An operator by its full name, like aten.add.Tensor. ValueError if it is not one that a graph may have."""
-    space, operator, overload = (*name.split("."), "", "")[:3]
-    if space == "torch_attn":
-        importlib.import_module("torch.nn.attention.varlen")  # which makes its operators known; a second of import
-    packet = getattr(getattr(torch.ops, space), operator, None) if space in ("aten", "torch_attn") else None
-    found = getattr(packet, overload, None)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(
-            f"{name} is not one of torch's own operators: in eval mode forward() needs a plain path beside it"
-        )
-    if torch.Tag.nondeterministic_seeded in found.tags and not operator.startswith(SEEDED):
-        raise ValueError(f"{name} draws random numbers")
-    pointwise = torch.Tag.pointwise in found.tags
-    if found._schema.is_mutable:
-        changed = [argument.alias_info is not None and argument.alias_info.is_write for argument in arguments(found)]
-        if not changed[0] or sum(changed) > 1 or not (pointwise or operator in MAY_CHANGE.split()):
-            raise ValueError(f"{name} changes more than a result of its own")
-    elif not (pointwise or {torch.Tag.core, torch.Tag.reduction} & set(found.tags) or operator in ALSO_ALLOWED.split()):
-        raise ValueError(f"{name} is not on the list of operators that a model may use")
-    return found
-
-
-def arguments(operator: Any) -> Any:
-    return operator._schema.arguments

@@ -18,7 +18,7 @@ from autoresearch.source import NOT_PYTHON, parse
 
 OURS = "prepare_data"
 NEEDED = ("SEED", "TIME_BUDGET", "evaluate_bpb", "make_dataloader", "training_clock")
-FROM_OURS = {*NEEDED, "MAX_SEQ_LEN", "SCALE", "STEPS", "Tokenizer", "default_device"}
+FROM_OURS = {*NEEDED, "check_model", "MAX_SEQ_LEN", "SCALE", "STEPS", "Tokenizer", "default_device"}
 
 NETWORK, PROCESSES, FILES = "uses the network", "starts or controls processes", "reads or writes files"
 HIDDEN = "runs code that can't be read here"
@@ -92,6 +92,9 @@ def find_names(tree: ast.Module) -> Iterator[Finding]:
     """Names and attributes that reach files, processes or hidden code. A name that the source binds is its own."""
     own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {
+        item.asname or item.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for item in node.names
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in NAMES and node.id not in own:
             yield node.lineno, NAMES[node.id], node.id

@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoresearch.files import DATA_FILES, RECORD, ROOT, data_root, file_hash, fingerprint, replace_file, stamp
+from autoresearch.files import (
+    DATA_FILES,
+    EVALUATOR,
+    RECORD,
+    ROOT,
+    data_root,
+    file_hash,
+    fingerprint,
+    replace_file,
+    stamp,
+)
 from autoresearch.judge.noise import plausible
 from autoresearch.nouns import RunResult
 from autoresearch.text import fail
@@ -266,7 +276,7 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
 
 def protected_files(data: Path) -> list[Path]:
     """What no run and nobody else may change while a search goes on."""
-    return [ROOT / "prepare_data.py", *(Path(data) / name for name in DATA_FILES)]
+    return [*(ROOT / name for name in EVALUATOR), *(Path(data) / name for name in DATA_FILES)]
 
 
 def measure_files(paths: list[Path]) -> dict[str, list]:

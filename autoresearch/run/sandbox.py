@@ -5,9 +5,9 @@ The sandbox of a run: from a command to the command line that really runs, with 
 
 Two layers. bubblewrap, where it is installed and works, decides what a run *sees*: the system and Python read-only, the
 training rows and the tokenizer read-only, its own folder, the GPU; no network, no other process, no home, and of the
-checkout only prepare_data.py. The guard (guard.py), a small process between loop and run, decides what it *uses up*:
-processes, memory, disk. It also ends whatever the run started. Without bubblewrap the guard is what remains: it stops
-accidents, not a train.py that sets out to do harm.
+checkout only prepare_data.py and what that imports. The guard (guard.py), a small process between loop and run,
+decides what it *uses up*: processes, memory, disk. It also ends whatever the run started. Without bubblewrap the guard
+is what remains: it stops accidents, not a train.py that sets out to do harm.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autoresearch.files import GUARDED, ROOT, SHOWN_TO_RUNS, data_root
+from autoresearch.files import EVALUATOR, GUARDED, ROOT, SHOWN_TO_RUNS, data_root
 from autoresearch.guard import GB, folder_use
 from autoresearch.process import under_guard
 
@@ -67,7 +67,7 @@ def environment(caches: Path) -> dict[str, str]:
 
 def shown_to_runs(scale: str) -> list[Path]:
     """All that a training needs of this project: neither the validation rows nor the rest of the checkout."""
-    return [ROOT / "prepare_data.py", *(data_root() / scale / name for name in SHOWN_TO_RUNS)]
+    return [*(ROOT / name for name in EVALUATOR), *(data_root() / scale / name for name in SHOWN_TO_RUNS)]
 
 
 def python_folders() -> list[Path]:

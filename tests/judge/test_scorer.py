@@ -259,7 +259,38 @@ def test_a_model_that_changes_its_own_tensors(said):
 
 
 def test_a_model_that_draws_random_numbers(said):
-    assert "draws random numbers" in said(Model(lambda logits, inputs: torch.dropout(logits, 0.5, True)))["refused"]
+    with pytest.raises(ValueError, match="draws random numbers"):
+        said(Model(lambda logits, inputs: torch.dropout(logits, 0.5, True)))
+
+
+def test_minus_infinity_for_the_special_token_is_no_look_ahead(said, tokenizer):
+    """The special token has no bytes: its loss does not count, nor does the difference of two infinite ones."""
+    column = torch.where(torch.arange(VOCAB) == tokenizer.get_bos_token_id(), -torch.inf, 0.0)
+    assert said(Model(lambda logits, inputs: logits + column))["val_bpb"] < 8
+
+
+def test_a_thin_look_ahead_by_one_is_found(said):
+    """Each place learns a little of its own target. In the mean of all places before a cut it would be thin."""
+
+    def thin(logits, inputs):
+        following = torch.nn.functional.pad(inputs[:, 1:], (0, 1))
+        return logits + 1e-4 * torch.nn.functional.one_hot(following, VOCAB)
+
+    assert "not causal" in said(Model(thin))["refused"]
+
+
+def test_a_branch_on_tokens_is_refused(said):
+    """Both batches of chance tokens would take the same branch, and the graph would keep it for all texts."""
+    with pytest.raises(ValueError, match="Python looks at a value that depends on the tokens"):
+        said(Model(lambda logits, inputs: logits * 2 if (inputs == 3).any() else logits))
+
+
+def test_a_broken_hand_over_is_named(tmp_path, tokenizer):
+    (tmp_path / "graph.json").write_text("{}")
+    (tmp_path / "tensors.bin").write_text("")
+    files = [os.open(tmp_path / name, os.O_RDONLY) for name in ("graph.json", "tensors.bin")]
+    said = scorer.answer(*files, prepare_data.load_rows("val")[:16], tokenizer.token_bytes())
+    assert said == {"refused": "the model that was handed over could not be run (KeyError: 'shape')"}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_baseline_passes_and_what_it_does_is_allowed():
     "line",
     [
         "import numpy as np",
+        "from torch import compile\ncompile(print)",
         "os = 1",
         "model.eval()",
         "import inspect, random, itertools, collections, dataclasses",
