@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from autoresearch.judge import keep_rule
 from autoresearch.judge.belief import after_candidate, start
 from autoresearch.judge.keep_rule import confirmed_best, fresh_seeds, judge, reconsider
-from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, without_seed
+from autoresearch.judge.noise import paired, pooled_noise, seed_offsets, seed_share, winsorized, without_seed
 from autoresearch.nouns import Noise
 from autoresearch.settings import Keep
 
@@ -184,10 +184,12 @@ def play(world: World, keep: Keep):
 
 def learn(world: World, baseline, history):
     """(noise, seed offsets, belief) of a whole history, as agent_loop.py has them from its ledger."""
-    repeated = [baseline, *(runs for runs, _ in history if len(runs) > 1)]
+    sources = [baseline, *(runs for runs, _ in history)]
+    sources = winsorized(sources, world.stream.prior) if world.stream.prior else sources
+    repeated = [runs for runs in sources if len(runs) > 1]
     share = seed_share(repeated, world.stream.share)
     noise = pooled_noise(repeated, world.stream.prior or Noise(0, 0))
-    noise = paired(noise, [baseline, *(runs for runs, _ in history)], share)
+    noise = paired(noise, sources, share)
     offsets = seed_offsets(repeated, share)
     belief = start(without_seed(baseline, offsets), noise)
     for runs, kept in history:
@@ -279,6 +281,37 @@ def print_chances(replications: int = 400) -> None:
     print()
 
 
+def print_unstable(replications: int = 200) -> None:
+    """P(keep) after 25 candidates, one of which is good on one seed and bad on another; noise 0.008, as in val_bpb."""
+    print("P(keep) of a true gain (noise 0.008) of     0.01    0.02    0.05    0.10")
+    gains, prior = (0.01, 0.02, 0.05, 0.10), Noise(0.0085, 2)
+    for name, unstable, trim in (
+        ("no unstable candidate", False, True),
+        ("one with runs 1.62 and 1.95, as it was", True, False),
+        ("the same, winsorized", True, True),
+    ):
+        kept = dict.fromkeys(gains, 0)
+        for replication in range(replications):
+            rng = random.Random(replication)
+            sources = [{seed: 1.9 + rng.gauss(0, 0.008) for seed in range(42, 45)}]
+            sources += [{42: 1.9 + rng.expovariate(1 / 0.03) + rng.gauss(0, 0.008)} for _ in range(25)]
+            sources += [{42: 1.62, 43: 1.95}] if unstable else []
+            sources = winsorized(sources, prior) if trim else sources
+            share = seed_share(sources, 0.5)
+            noise = paired(pooled_noise(sources, prior), sources, share)
+            offsets = seed_offsets(sources, share)
+            belief = start(without_seed(sources[0], offsets), noise)
+            for gain in gains:
+                runs = {}
+                for seed in (42, 43):
+                    runs[seed] = 1.9 - gain + rng.gauss(0, 0.008)
+                    if (verdict := judge(without_seed(runs, offsets), belief, noise)).status != "again":
+                        break
+                kept[gain] += verdict.status == "keep"
+        print(f"{name:40}" + "".join(f"{count / replications:8.0%}" for count in kept.values()))
+    print()
+
+
 ROBUSTNESS = {
     "as above": Stream(),
     "half as many good ones": Stream(good=0.06),
@@ -333,6 +366,7 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d')}, replications: {REPLICATIONS} (other streams: 15 % of them, frontier: 25 %)\n")
     print_rules()
     print_chances()
+    print_unstable()
     print_robustness()
     print_frontier()
     print(f"{time.process_time() - started:.0f} s of one core")

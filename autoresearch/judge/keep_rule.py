@@ -27,8 +27,8 @@ belief.py, the rest is here:
 What it does not do. It does not run the best again for each candidate: that costs more than it tells. It does not know
 that an idea is a good one, nor whether a number was come by honestly. Only what did well on its first run is run again,
 so the seed of first runs looks a little luckier than it is. The posterior takes sigma as known, the same for all
-sources, and the noise as normal: a source that diverges on one seed in ten is not seen as such. A kept change is never
-taken back.
+sources, and the noise as normal: a source that diverges on one seed in ten is not seen as such, unless two of its runs
+show it (`UNSTABLE`). A kept change is never taken back.
 
 Units: val_bpb, lower is better; a gain is best - candidate, positive is better. `Usual` alone is in units of sigma.
 """
@@ -36,7 +36,7 @@ Units: val_bpb, lower is better; a gain is best - candidate, positive is better.
 import math
 
 from autoresearch.judge.belief import Belief, measured_gain, posterior, probability_above
-from autoresearch.judge.noise import mean, plausible
+from autoresearch.judge.noise import mean, plausible, variance
 from autoresearch.nouns import Estimate, Noise, Runs, Verdict
 from autoresearch.text import plural
 
@@ -45,6 +45,7 @@ KEEP_AT_LAST = 0.7  # less probable than this: dropped. In between: another run,
 MAX_RUNS = 2  # of one candidate, each on its own seed
 SIMPLER_STATEMENTS = 5  # this many statements less are a simplification
 EQUAL = 1.0  # a simplification may be worse by this many times the noise
+UNSTABLE = 5.0  # times the noise: a candidate whose runs differ by a larger standard deviation is not kept
 SUSPICIOUS_GAIN = 0.03  # share of val_bpb: a larger gain is measured on two seeds and flagged
 
 
@@ -73,6 +74,10 @@ def judge(
     suspicious = gain > SUSPICIOUS_GAIN * belief.best
     if not memory_gb <= memory_limit_gb:
         reason = f"memory {memory_gb:.1f} GB is over the limit of {memory_limit_gb:.1f} GB"
+        return Verdict("discard", reason, gain, true_gain.better, None, suspicious)
+    spread = math.sqrt(variance(candidate)) if runs > 1 else 0.0
+    if spread > UNSTABLE * noise.sigma:
+        reason = f"unstable: the standard deviation of its runs is {spread / noise.sigma:.0f} times the noise"
         return Verdict("discard", reason, gain, true_gain.better, None, suspicious)
     status, reason = decide(true_gain.better, runs)
     if status != "keep" and statements_less >= SIMPLER_STATEMENTS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autoresearch.judge.belief import Belief, after_best_run, after_candidate, measured_gain, posterior, start
 from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain
-from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, without_seed
+from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, winsorized, without_seed
 from autoresearch.nouns import Estimate, Noise, Runs
 from autoresearch.row import SECOND_LOOK, Row, runs_of
 
@@ -85,6 +85,7 @@ def knowledge(rows: list[Row], fresh: Runs, beside: Runs, scale: str) -> Knowled
     candidates, kept = judged(rows), [row for row in rows if row.status == "keep"]
     later = {kept[0].number: beside, kept[-1].number: fresh} if kept else {}
     sources = [runs_of(row) | later.get(row.number, {}) for row in candidates]
+    sources = winsorized(sources, USUAL_NOISE[scale])
     noise, share = pooled_noise(sources, USUAL_NOISE[scale]), seed_share(sources, USUAL_SHARE[scale])
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs, confirmed = replay(candidates, fresh, offsets, left), confirmed_best(fresh, noise)

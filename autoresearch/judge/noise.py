@@ -16,6 +16,7 @@ from autoresearch.nouns import Noise, Runs
 SPREAD_WEIGHT = 12.0  # sources on one seed that the noise known otherwise counts as
 SHARE_WEIGHT = 6.0  # degrees of freedom that the prior share of seeds counts as
 LARGEST_SHARE = 0.9  # something is always left to chance
+LARGEST_SPREAD = 4.0  # times the middle variance within a source: what is more says that this source is unstable
 SMALLEST_SIGMA = 1e-6  # val_bpb is printed with six digits
 
 # -----------------------------------------------------------------------------
@@ -29,6 +30,31 @@ def mean(runs: Mapping[Any, float]) -> float:
 
 def plausible(val_bpb: float) -> bool:
     return math.isfinite(val_bpb) and 0 < val_bpb < 20
+
+
+def variance(runs: Runs) -> float:
+    """The variance within one source that was run twice or more."""
+    return math.fsum((value - mean(runs)) ** 2 for value in runs.values()) / (len(runs) - 1)
+
+
+def winsorized(sources: list[Runs], prior: Noise) -> list[Runs]:
+    """The sources, with the deviations of an unstable one made smaller, so that it does not set the noise of all.
+
+    The middle variance is the weighted median over the sources and the prior. Of a normal's sample variance the median
+    is less than the mean (Wilson and Hilferty 1931).
+    """
+    known = [(variance(runs), len(runs) - 1) for runs in sources if len(runs) > 1]
+    middles = [(each / (1 - 2 / (9 * degrees)) ** 3, degrees) for each, degrees in known]
+    middles = sorted([*middles, (prior.sigma**2, prior.degrees_of_freedom)])
+    half, below = sum(degrees for _, degrees in middles) / 2, 0.0
+    middle = next((each for each, degrees in middles if (below := below + degrees) >= half), 0.0)
+    return [shrunk(runs, LARGEST_SPREAD * middle) if len(runs) > 1 and middle else runs for runs in sources]
+
+
+def shrunk(runs: Runs, largest: float) -> Runs:
+    """The runs, closer to their mean where their variance is over `largest`."""
+    center, factor = mean(runs), math.sqrt(min(1.0, largest / max(variance(runs), SMALLEST_SIGMA**2)))
+    return {seed: center + factor * (val_bpb - center) for seed, val_bpb in runs.items()}
 
 
 def pooled_with(prior: Noise, squares: float, degrees: float) -> Noise:

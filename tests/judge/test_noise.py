@@ -5,8 +5,17 @@ import math
 import numpy
 import pytest
 
-from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, without_seed
+from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, winsorized, without_seed
 from autoresearch.nouns import Noise
+
+
+def test_one_unstable_source_does_not_set_the_noise():
+    prior = Noise(0.0085, 2)
+    sources = [{42: 1.90, 43: 1.908, 44: 1.895}, *({42: 1.9 + 0.001 * n} for n in range(25))]
+    unstable = {42: 1.62, 43: 1.95}
+    before, after = (pooled_noise(winsorized(each, prior), prior).sigma for each in (sources, [*sources, unstable]))
+    assert pooled_noise([*sources, unstable], prior).sigma > 0.1 and after < 2 * before
+    assert winsorized(sources, prior) == sources
 
 
 def test_pooled_noise_is_numpys_pooled_variance():
