@@ -8,6 +8,8 @@ case, so here two edits conflict only where they change the same lines, or put d
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from autoresearch.text import lines_of
+
 
 class Change(NamedTuple):
     """The lines from `first` up to `last` of the base are replaced; first == last: lines are put in before `first`."""
@@ -33,8 +35,8 @@ def collide(one: Change, other: Change) -> bool:
 
 def merge_texts(ours: str, base: str, theirs: str) -> str | None:
     """`ours` with the change from `base` to `theirs` applied, or None where the two changes touch the same lines."""
-    lines = base.splitlines(keepends=True)
-    first, second = (changes(lines, text.splitlines(keepends=True)) for text in (ours, theirs))
+    lines = lines_of(base)
+    first, second = (changes(lines, lines_of(text)) for text in (ours, theirs))
     second = [change for change in second if change not in first]  # made by both
     if any(collide(one, other) for one in first for other in second):
         return None

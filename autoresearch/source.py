@@ -7,15 +7,17 @@ import re
 import threading
 from collections.abc import Iterator
 
+from autoresearch.text import BOM, lines_of
+
 # CPython 3.11 keeps the depth of the parser in one global: two threads that parse at once can fail with SystemError.
 PARSER = threading.Lock()
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # also: null bytes, nesting without end
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree of a text. Raises one of NOT_PYTHON."""
+    """The syntax tree of a text, whose byte order mark is no part of it. Raises one of NOT_PYTHON."""
     with PARSER:
-        return ast.parse(source)
+        return ast.parse(source.removeprefix(BOM))
 
 
 def parse_expression(text: str) -> ast.expr:
@@ -62,7 +64,7 @@ def count_statements(source: str) -> int:
 
 def code_lines(source: str) -> int:
     """Lines that are neither empty nor comments."""
-    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines_of(source))
 
 
 # -----------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
 
 def with_expression(source: str, expression: ast.expr, text: str) -> str:
     """The source with another text in the place of an expression of it, which stands on one line."""
-    lines = source.splitlines(keepends=True)
+    lines = lines_of(source)
     line = lines[expression.lineno - 1].encode()  # ast counts columns in bytes
     changed = line[: expression.col_offset] + text.encode() + line[expression.end_col_offset :]
     lines[expression.lineno - 1] = changed.decode()

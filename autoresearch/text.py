@@ -3,6 +3,7 @@ Text for a table, a terminal and a person; and the one line that a program ends 
 """
 
 import codecs
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import NoReturn
 # The byte order marks of files that are not UTF-8. UTF-32's begins with that of UTF-16.
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
 MARKS |= {codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+BOM = "\ufeff"  # some editors put it before a text; Python reads over it
 
 
 class BadInput(ValueError):
@@ -44,6 +48,11 @@ def decode(raw: bytes, path: Path, line: int = 1) -> str:
 def read_text(path: Path) -> str:
     """A file of UTF-8 text, with or without a byte order mark. Raises BadInput; line ends become newlines."""
     return decode(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(source: str) -> list[str]:
+    """The lines of a text with their ends, by Python's rule: str.splitlines() ends one at a form feed, too."""
+    return list(io.StringIO(source.removeprefix(BOM), newline=""))
 
 
 def one_line(text: str) -> str:

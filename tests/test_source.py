@@ -4,9 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from shipped import TRAIN
 
-from autoresearch.source import count_statements, edit_problem
+from autoresearch.merge import merge_texts
+from autoresearch.propose.constants import numeric_constants, replaced
+from autoresearch.prove.depth import with_depth
+from autoresearch.source import code_lines, count_statements, edit_problem
+from autoresearch.text import BOM
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +63,17 @@ def test_joined_lines_are_as_many_statements():
     apart = '"""A page."""\na = 1\nb = 2\n\n\ndef f(x):\n    """Twice."""\n    y = 2 * x\n    return y\n'
     joined = "a, b = 1, 2\n\n\ndef f(x): y = 2 * x; return y\n"
     assert count_statements(apart) == count_statements(joined) == 5
+
+
+ODD_LINES = "# a form feed \f, U+2028 \u2028, U+0085 \x85 and \x1c \x0b in a comment\r\nWIDTH = 4\rprint(WIDTH)\n"
+
+
+@pytest.mark.parametrize("before", ["", BOM, ODD_LINES, BOM + ODD_LINES, 'NOTE = """\f\u2028"""\n'], ids=ascii)
+def test_an_expression_is_replaced_where_python_counts_its_line(before):
+    source = f"{before}DEPTH = 2\ntrain(DEPTH)\n"
+    wanted = f"{before}DEPTH = 4\ntrain(DEPTH)\n".removeprefix(BOM)
+    assert with_depth(source, "cpu", 4) == wanted
+    changed, _ = replaced(source, [(each, "4") for each in numeric_constants(source, "cpu") if each.name == "DEPTH"])
+    assert changed.removeprefix(BOM) == wanted
+    assert edit_problem(source, wanted) == "" and code_lines(source) == code_lines(wanted)
+    assert merge_texts(source, source, source.replace("= 2", "= 4")) == wanted

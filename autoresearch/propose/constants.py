@@ -38,6 +38,7 @@ from autoresearch.nouns import Proposal
 from autoresearch.propose.context import CannotPropose, Context, NothingLeft
 from autoresearch.row import Row, runs_of
 from autoresearch.source import NOT_PYTHON, assignments, edit_problem, parse, parse_expression, reached
+from autoresearch.text import BOM
 
 USUAL_SLOPE = 0.7  # standard deviation of a constant's slope before it was tried, in noise per step
 STEEP = re.compile(r"(MATRIX|EMBEDDING)_LR$|^LEARNING_RATE|^LR$|BATCH_SIZE|WARMDOWN")  # what matters nearly everywhere
@@ -83,7 +84,8 @@ def literal_number(expression: ast.expr) -> float | None:
 def numeric_constants(source: str, scale: str) -> list[NumericConstant]:
     """The constants `NAME = number` of a train.py that take effect at this scale, in order."""
     encoded, tree = source.encode(), parse(source)  # ast counts columns in bytes
-    line_starts = [0, *itertools.accumulate(map(len, encoded.splitlines(keepends=True)))]
+    first = len(BOM.encode()) if source.startswith(BOM) else 0
+    line_starts = [first, *itertools.accumulate(map(len, encoded.splitlines(keepends=True)))]
     used, found = names_used(tree, scale), []
     for name, node in itertools.chain.from_iterable(map(assignments, reached(tree.body, scale))):
         value = literal_number(node)

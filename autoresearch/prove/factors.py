@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from autoresearch.merge import merge_texts
 from autoresearch.source import NOT_PYTHON, edit_problem, parse
+from autoresearch.text import lines_of
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def blame(joining: Joining, out: list[Group], conflicting: int | None) -> Group:
 def uses(joining: Joining, group: Group, other: Group) -> bool:
     """Whether a group's edits use a word that the other's brought into the file."""
     keeps = {keep.number: keep for keep in joining.keeps}
-    brought = [words(keeps[n].after.splitlines()) - words(keeps[n].before.splitlines()) for n in other]
-    added = [set(keeps[n].after.splitlines()) - set(keeps[n].before.splitlines()) for n in group]
+    brought = [words(lines_of(keeps[n].after)) - words(lines_of(keeps[n].before)) for n in other]
+    added = [set(lines_of(keeps[n].after)) - set(lines_of(keeps[n].before)) for n in group]
     return bool(set().union(*brought) & words(line for lines in added for line in lines))
 
 

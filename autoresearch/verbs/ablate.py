@@ -40,7 +40,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import ablation_text, factor_lines
 from autoresearch.record.proof_pictures import draw_ablation
 from autoresearch.source import syntax_problem
-from autoresearch.text import fail, plural
+from autoresearch.text import fail, lines_of, plural
 from autoresearch.verbs.pruning import FRESH_SEEDS, Pruning, prune
 
 SHORT = 3  # steps of a run that only shows whether a train.py runs
@@ -176,7 +176,7 @@ def report_of(bench: Bench, factors: Factors, effects: Effects, crashed: list[st
 
 def diff_text(before: str, after: str, old_name: str, new_name: str) -> str:
     """What taking a factor out changes, to be looked at: what applies and runs can still not undo what it should."""
-    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    old, new = (lines_of(text) for text in (before, after))
     return "".join(difflib.unified_diff(old, new, old_name, new_name, n=1))
 
 
