@@ -70,8 +70,9 @@ def row_cells(row: Row) -> dict[str, str]:
 
 
 def row_line(row: Row) -> str:
-    """The row as a line of results.tsv."""
-    return "\t".join(row_cells(row).values()) + "\n"
+    """The row as a line of results.tsv: a cell that begins with a quote is quoted, for readers of tables."""
+    quoted = ['"' + cell.replace('"', '""') + '"' if cell.startswith('"') else cell for cell in row_cells(row).values()]
+    return "\t".join(quoted) + "\n"
 
 
 def row_message(subject: str, note: str, row: Row) -> str:
