@@ -4,6 +4,7 @@ From files to documents: read parquet, JSON lines and plain text, and give each 
 
 import hashlib
 import json
+import os
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -30,6 +31,16 @@ def stdlib_files() -> list[Path]:
     return sorted(path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts))
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """Every path below a folder, also behind links to folders; none twice where links lead in a circle."""
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        new = {os.path.realpath(Path(place, name)): name for name in folders}
+        folders[:] = [name for path, name in new.items() if path not in seen]
+        seen.update(new)
+        yield from (Path(place, name) for name in names)
+
+
 def source_files(source: str, num_shards: int, workers: int, directory: Path) -> list[Path]:
     """The files of `source` in a fixed shuffled order; pinned ones are the validation first, the test last."""
     if source == "climbmix":
@@ -41,7 +52,7 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
         if not folder.is_dir():
             fail(f"--source {source}: no such folder; give climbmix, stdlib or a folder of text")
         suffixes = {".parquet", ".txt", ".md", ".jsonl"}
-        files = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+        files = sorted(path for path in walk(folder) if path.suffix in suffixes and path.is_file())
     if not files:
         fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it; put some there")
     tests = [path for path in files if path.name == PINNED_TEST_FILE]

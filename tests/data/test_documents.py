@@ -56,3 +56,17 @@ def test_endless_document(tokenizer, tmp_path):
     pieces = [piece for split in ("train", "val", "test") for piece in documents(files, split)]
     assert "".join(pieces) == text
     assert "".join(tokenizer.decode(tokenizer.encode(piece)) for piece in pieces) == text
+
+
+def test_text_behind_a_link_to_a_folder_is_found_once(tmp_path):
+    corpus, apart = tmp_path / "corpus", tmp_path / "apart"
+    for folder in (corpus / "own", apart / "deeper"):
+        folder.mkdir(parents=True)
+        (folder / "text.txt").write_text(folder.name)
+    (corpus / "linked").symlink_to(apart)
+    (corpus / "again").symlink_to(apart / "deeper")
+    (apart / "circle").symlink_to(corpus)
+    (corpus / "file.txt").symlink_to(apart / "deeper/text.txt")
+    (corpus / "broken.txt").symlink_to(tmp_path / "gone")
+    found = source_files(str(corpus), 0, 1, tmp_path)
+    assert sorted(path.resolve().parent.name for path in found) == ["deeper", "deeper", "own"]  # and the link to a file
