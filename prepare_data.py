@@ -10,10 +10,8 @@ Run once as a script, it downloads text, trains a BPE tokenizer, and packs the t
 train.py, this file serves those rows as batches, and hands the trained model over to the scorer
 (autoresearch/judge/scorer.py), which makes its number: bits per byte of the validation rows.
 
-Environment: AUTORESEARCH_SCALE (h100 or cpu), AUTORESEARCH_SEED, AUTORESEARCH_BUDGET (seconds of training instead of
-the scale's), AUTORESEARCH_STEPS (train this many steps instead), AUTORESEARCH_DATA_DIR (instead of
-~/.cache/autoresearch); HF_ENDPOINT and HF_TOKEN. Set by the loop: AUTORESEARCH_RECORD (a file for the record of a run)
-and AUTORESEARCH_START_LIMIT (seconds before the clock starts, after which a run begins again on a filled cache).
+Environment: AUTORESEARCH_SCALE (h100 or cpu), _SEED, _BUDGET (seconds of training), _STEPS (train this many instead),
+_DATA_DIR; HF_ENDPOINT and HF_TOKEN. The loop sets AUTORESEARCH_RECORD and _START_LIMIT: see docs/development.md.
 """
 
 from __future__ import annotations
@@ -88,7 +86,9 @@ MAX_SEQ_LEN = SCALES[SCALE].max_seq_len
 TIME_BUDGET = env_int("AUTORESEARCH_BUDGET", SCALES[SCALE].time_budget)  # seconds of training
 SEED = env_int("AUTORESEARCH_SEED", 42)
 STEPS = env_int("AUTORESEARCH_STEPS", 0)  # 0: the time budget decides
-DATA_ROOT = Path(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch").expanduser().resolve()
+DATA_ROOT = Path(os.path.expanduser(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch")).resolve()
+if "~" in DATA_ROOT.parts:  # a user without a home, as in a container
+    fail("there is no home folder to put the prepared data into; set AUTORESEARCH_DATA_DIR")
 DATA_DIR = DATA_ROOT / SCALE
 FORMAT = 1  # of the prepared folder; raised when its files change their meaning
 BOS = "<|bos|>"
