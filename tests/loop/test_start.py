@@ -1,8 +1,10 @@
 """Starts that a repository does not allow: one line with the way out, exit code 2, and nothing is touched."""
 
+import errno
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -17,6 +19,8 @@ from loop_helpers import (
     run_loop,
     set_level,
 )
+
+from autoresearch.loop.start import keep_fresh, locked
 
 VERBS = [
     ["--experiments", "1", "--tag", "t", "--command", "x"],
@@ -197,3 +201,64 @@ def test_a_worktree_without_runs_is_another_machine_and_a_folder_whose_runs_are_
     command = proposer_script(repo, [set_level(1.9), set_level(1.8)])
     assert run_loop(repo, "--experiments", "2", "--command", command).returncode == 0
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.8]
+
+
+# -----------------------------------------------------------------------------
+# A machine without what others have
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+@pytest.mark.parametrize("script", [["prepare_data.py"], ["agent_loop.py", *VERBS[0]], ["agent_loop.py", "status"]])
+def test_a_user_without_a_home_is_told_what_to_set(repo, script):
+    nobody = [
+        "bwrap",
+        "--dev-bind",
+        "/",
+        "/",
+        "--unshare-user",
+        "--uid",
+        "54321",
+        "--gid",
+        "54321",
+        "--unsetenv",
+        "HOME",
+    ]
+    env = {name: value for name, value in os.environ.items() if name != "AUTORESEARCH_DATA_DIR"}
+    command = [*nobody, sys.executable, *script]
+    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stderr and (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert script[-1] == "status" or done.stderr.endswith("set AUTORESEARCH_DATA_DIR\n")
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+@pytest.mark.parametrize("words", [VERBS[0], VERBS[2], VERBS[3]], ids=["start", "status", "report"])
+def test_a_read_only_disk_is_one_line(repo, words):
+    command = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(repo), str(repo), sys.executable, "agent_loop.py"]
+    done = subprocess.run([*command, *words], cwd=repo, capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stderr and (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words != VERBS[0] or "Read-only file system" in done.stderr
+
+
+def test_a_file_system_without_locks_keeps_two_loops_apart_by_what_the_lock_says(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path, print) as lock:
+        before = (tmp_path / "lock").stat().st_mtime_ns
+        keep_fresh(lock)
+        assert (tmp_path / "lock").stat().st_mtime_ns > before
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(SystemExit), locked(tmp_path, print):
+            pass
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "lock").write_text(f"{gone.pid} on {socket.gethostname()}")
+    with locked(tmp_path, print):  # it was killed
+        pass
+    (tmp_path / "lock").write_text("1 on another-machine")
+    with pytest.raises(SystemExit), locked(tmp_path, print):
+        pass
+    os.utime(tmp_path / "lock", (1, 1))
+    with locked(tmp_path, print):
+        pass
