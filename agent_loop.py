@@ -95,7 +95,7 @@ def step(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> st
     if not under_way(session, ledger, queue) and (reason := reason_to_stop(session, ledger, queue)):
         return reason
     if not session.complaint:
-        drawing.draw_if_due(ledger.rows)
+        drawing.draw_if_due(len(ledger.rows))
     handle_event(session, ledger, queue)
     return ""
 
@@ -165,7 +165,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         print_table(ledger)
         commit_results(ledger, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
-    drawing.draw_last(ledger.rows, ledger.known.confirmed, ledger.known.gain)
+    drawing.draw_last()
     session.log.say(summary(ledger, reason))
 
 

@@ -176,7 +176,7 @@ def measure_overhead(experiments: int, more: int = 30) -> dict:
     assert len(ledger.rows) == experiments
     run_search(session, ledger, queue)
     looped = time.monotonic()
-    Drawing(session.log, ledger.repo, ledger.tag).draw_both(ledger.rows, None)
+    Drawing(session.log, ledger.repo, ledger.tag, ledger.results.with_name("progress.png")).draw()
     drawn = time.monotonic() - looped  # beside the loop, every time where trainings take more than half a minute
     return {"resume": resumed - started, "experiment": (looped - resumed) / more, "drawing": drawn}
 

@@ -44,7 +44,7 @@ def believe_what_is_printed() -> None:
 def main() -> None:
     believe_what_is_printed()
     if not os.environ.get("PICTURES"):
-        live.Drawing.draw_both = lambda *_: None
+        live.Drawing.draw = lambda *_: None
     sys.argv[0] = "agent_loop.py"
     run_verb(sys.argv[1:])
     import agent_loop

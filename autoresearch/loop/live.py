@@ -9,18 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch.judge.knowledge import Gain
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Options, Session
-from autoresearch.nouns import Estimate
 from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
 from autoresearch.record.log import Log
-from autoresearch.record.page import write_page
 from autoresearch.record.repository import Repository
-from autoresearch.row import Row
 from autoresearch.run import sandbox
 from autoresearch.text import one_line, plural
 
@@ -96,26 +92,23 @@ class Drawing:
     not_before: float = 0.0  # time.monotonic() before which they are not drawn again
     thread: threading.Thread | None = None
 
-    def draw_if_due(self, rows: list[Row]) -> None:
-        """Draw them anew, in a thread, when there are new rows; but not again and again."""
-        if len(rows) == self.rows or time.monotonic() < self.not_before or (self.thread and self.thread.is_alive()):
+    def draw_if_due(self, rows: int) -> None:
+        """Draw them again, in a thread, when there are new rows; but not again and again."""
+        if rows == self.rows or time.monotonic() < self.not_before or (self.thread and self.thread.is_alive()):
             return
-        self.rows, self.not_before = len(rows), time.monotonic() + DRAW_EVERY
+        self.rows, self.not_before = rows, time.monotonic() + DRAW_EVERY
         # Not a daemon: a process that ends while matplotlib's own code runs in one is aborted.
-        self.thread = threading.Thread(target=self.draw_both, args=(list(rows), None, None))
+        self.thread = threading.Thread(target=self.draw)
         self.thread.start()
 
-    def draw_last(self, rows: list[Row], best: Estimate | None, gain: Gain | None) -> None:
-        """Draw what a session ends with: the best on fresh seeds, and its gain over the baseline there."""
+    def draw_last(self) -> None:
+        """Draw what a session ends with."""
         if self.thread:
             self.thread.join()
-        self.draw_both(rows, best, gain)
+        self.draw()
 
-    def draw_both(self, rows: list[Row], best: Estimate | None, gain: Gain | None) -> None:
-        """The page reads the search from the disk again, so it shares nothing with the loop's thread."""
-        from autoresearch.record.progress import Confirmed, draw_progress  # which imports numpy and matplotlib
+    def draw(self) -> None:
+        """Read the search from the disk again, and share nothing with the loop's thread."""
+        from autoresearch.record.page import write_page  # which imports numpy and matplotlib
 
-        baseline = best.val_bpb + gain.value if best and gain else None
-        point = Confirmed(best.val_bpb, best.standard_error, baseline) if best else None
-        draw("progress.png", self.log, lambda: draw_progress(rows, self.picture, point))
-        draw("report.html", self.log, lambda: write_page(self.repo, self.tag))
+        draw("report.html", self.log, lambda: write_page(self.repo, self.tag, self.picture))

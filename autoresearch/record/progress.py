@@ -1,21 +1,21 @@
 """
 progress.png: the best val_bpb so far as a line, every experiment as a dot, and names for the largest gains.
 
-The loop draws it in a thread, so this file uses matplotlib's figures and not pyplot, whose state is global.
+The loop draws it as progress.png and as a part of the page, where each dot leads to its row.
 """
 
 import itertools
 import math
 import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
+from autoresearch.judge.knowledge import Knowledge
+from autoresearch.record.charts import FAINT, GREEN, GREY, INK, LINE, PURPLE, RED, drawable, new_figure, quiet
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row
 from autoresearch.text import one_line, plural
 
-GREEN, GREY, RED, PURPLE, INK, FAINT = "#1f7a5c", "#a3abb0", "#c4543a", "#7d5ba6", "#2b3236", "#6b757b"
 LABELS = 24  # at most, however many changes were kept
 LENGTHS = (64, 46, 34, 24)  # characters of a label, from the best place for it to a poor one
 DISTANCES = (5, 16, 28, 40)  # points between a dot and its label, likewise
@@ -24,25 +24,14 @@ STYLE = {"fontsize": 8, "color": INK, "parse_math": False}
 LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 
 
-class Confirmed(NamedTuple):
-    """val_bpb on fresh seeds."""
-
-    best: float
-    error: float  # its standard error
-    baseline: float | None = None  # on the same seeds
-
-
 # -----------------------------------------------------------------------------
 # What is drawn where
 
 
 def best_line(rows: list[Row]) -> numpy.ndarray:
     """(experiment, val_bpb) where the best changes, and at the end."""
-    last, corners = 0, []
-    for row in rows:
-        last = max(last, row.number)  # with several slots a later number may be decided first
-        corners += [(last, row.val_bpb)] if row.status == "keep" else []
-    return numpy.array([*corners, (last + 0.4, corners[-1][1])])
+    corners = [(row.number, row.val_bpb) for row in rows if row.status == "keep"]
+    return numpy.array([*corners, (max(row.number for row in rows) + 0.4, corners[-1][1])])
 
 
 def vertical_range(values: list[float], line: numpy.ndarray, noise: float) -> tuple[float, float]:
@@ -56,19 +45,11 @@ def vertical_range(values: list[float], line: numpy.ndarray, noise: float) -> tu
 
 
 def label_text(description: str, limit: int) -> str:
-    """The first clause of a description, ended after a whole word where it is longer than `limit`."""
+    """The first clause of a description that says something, ended after a whole word where it is too long."""
     told = ON_TOP.sub("", SECOND_LOOK.sub("", one_line(description)))
-    clause = re.split(r": |; | \(| \[", told)[0]
+    clause = re.match(r".{12,}?(?=: |; | \(| \[|$)|.*", told)[0]  # type: ignore[index]  # it matches all
     whole_words = clause[:limit].rpartition(" ")[0].rstrip(" ,->")
     return clause if len(clause) <= limit else f"{whole_words or clause[: limit - 1]}…"
-
-
-def drawable(text: str) -> str:
-    """The text with a question mark for each character that the font lacks."""
-    from matplotlib.font_manager import findfont, get_font
-
-    known = get_font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(character if ord(character) in known else "?" for character in text)
 
 
 # -----------------------------------------------------------------------------
@@ -138,20 +119,15 @@ def label_gains(axes: Any, kept: list[Row], taken: numpy.ndarray) -> None:
 
 def empty_axes() -> Any:
     """Axes with a quiet frame, in a figure of their own."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure: Any = Figure(figsize=(10, 5.4), dpi=130)
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 5.4)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0.085, 0.095, 0.895, 0.775))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.grid(axis="y", color="0.93", linewidth=0.8)
+    quiet(axes)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, labelsize=9)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.set_xlabel("experiment", color=FAINT)
-    axes.set_ylabel("val_bpb (lower is better)", color=FAINT)
+    axes.set_xlabel("experiment")
+    axes.set_ylabel("val_bpb (lower is better)")
     return axes
 
 
@@ -171,35 +147,33 @@ def draw_dots(axes: Any, rows: list[Row]) -> None:
         x, y = [row.number for row in some], [height or row.val_bpb for row in some]
         label = f"{name} ({len(some) - (name == 'kept')})"  # the baseline was not kept, it was there
         if some:
-            axes.scatter(x, y, size, color, marker=marker, label=label, transform=place, linewidths=1.1 * bool(height))
+            marks = axes.scatter(x, y, size, color, marker=marker, label=label, transform=place)
+            marks.set(linewidths=1.1 * bool(height), urls=[f"#e{number}" for number in x])
 
 
-def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, confirmed: Confirmed | None) -> None:
+def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, known: Knowledge) -> None:
     """The result as the title, what it rests on below it, the legend beside it."""
-    kept = len(line) - 2
-    start, after, error = line[0, 1], line[-1, 1], ""
-    if confirmed:
-        start, after, error = confirmed.baseline or start, confirmed.best, f" ± {confirmed.error:.4f}"
+    kept, sure = len(line) - 2, known.confirmed
+    start, after = (known.gain.baseline, known.gain.best) if sure and known.gain else (line[0, 1], line[-1, 1])
+    error = f" ± {sure.standard_error:.4f}" if sure else ""
     title = f"val_bpb {start:.4f} → {after:.4f}{error}" if kept else f"val_bpb {start:.4f}"
     facts = [f"{plural(len(rows) - 1, 'experiment')}, {kept} kept"]
     facts += [f"gain {start - after:.4f} ({100 * (start - after) / start:.1f} %)"] if kept else []
-    both = "both " if confirmed and confirmed.baseline else ""
-    facts += [f"{both}confirmed on fresh seeds" if confirmed else "not yet confirmed on fresh seeds"]
+    facts += ["confirmed on fresh seeds" if sure else "not yet confirmed on fresh seeds"]
     axes.figure.text(0.02, 0.945, title, fontsize=13, color=INK, weight="bold")
     axes.figure.text(0.02, 0.9, ", ".join(facts), fontsize=9, color=FAINT)
     corner = {"loc": "lower right", "bbox_to_anchor": (0.985, 0.925), "bbox_transform": axes.figure.transFigure}
     axes.legend(**corner, ncols=5, frameon=False, fontsize=8, labelcolor=FAINT, handletextpad=0.1, columnspacing=1.4)
 
 
-def progress_figure(rows: list[Row], confirmed: Confirmed | None = None) -> Any:
+def progress_figure(rows: list[Row], known: Knowledge) -> Any:
     """The figure; None as long as there is no baseline."""
     measured = [row for row in rows if row.status in ("keep", "discard")]
     kept = [row for row in measured if row.status == "keep"]
     if not kept:
         return None
-    axes, line = empty_axes(), best_line(rows)
-    noise = next((row.noise for row in reversed(rows) if row.noise > 0), 0.0)
-    bounds = [confirmed.best - confirmed.error, confirmed.best + confirmed.error] if confirmed else []
+    axes, line, noise, sure = empty_axes(), best_line(rows), known.paired_noise.sigma, known.confirmed
+    bounds = [sure.val_bpb - sure.standard_error, sure.val_bpb + sure.standard_error] if sure else []
     axes.set_xlim(-0.02 * line[-1, 0] - 0.5, 1.03 * line[-1, 0] + 0.6)
     axes.set_ylim(vertical_range([*(row.val_bpb for row in measured), *bounds], line, noise))
     axes.fill_between(
@@ -208,19 +182,12 @@ def progress_figure(rows: list[Row], confirmed: Confirmed | None = None) -> Any:
     axes.step(*line.T, where="post", color=GREEN, linewidth=1.6)
     draw_dots(axes, rows)
     taken = obstacles(axes, line)
-    if confirmed:
-        point = (1.01 * line[-1, 0] + 0.3, confirmed.best)
-        axes.errorbar(*point, confirmed.error, color=INK, fmt="o", markersize=4, capsize=3, linewidth=1.2)
+    if sure:
+        point = (1.01 * line[-1, 0] + 0.3, sure.val_bpb)
+        axes.errorbar(*point, sure.standard_error, color=INK, fmt="o", markersize=4, capsize=3, linewidth=1.2)
         bar = axes.transData.transform([(point[0], bound) for bound in bounds])
-        text = f"confirmed: {confirmed.best:.4f} ± {confirmed.error:.4f}"
+        text = f"confirmed: {sure.val_bpb:.4f} ± {sure.standard_error:.4f}"
         taken = place_label(axes, point, [text], numpy.vstack([taken, boxes(bar, 3)]))
     label_gains(axes, kept, taken)
-    write_title(axes, rows, line, confirmed)
+    write_title(axes, rows, line, known)
     return axes.figure
-
-
-def draw_progress(rows: list[Row], path: Path, confirmed: Confirmed | None = None) -> None:
-    """Draw progress.png, whole or not at all; nothing as long as there is no baseline."""
-    if figure := progress_figure(rows, confirmed):
-        figure.savefig(path.with_suffix(".tmp"), format="png")
-        path.with_suffix(".tmp").replace(path)

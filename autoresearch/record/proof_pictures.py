@@ -1,14 +1,26 @@
 """
 The pictures of an ablation and of a promotion.
-
-They are drawn with matplotlib's figures and not pyplot, whose state is global.
 """
 
 from pathlib import Path
 from typing import Any
 
 from autoresearch.judge.noise import mean
-from autoresearch.record.progress import FAINT, GREEN, GREY, INK, PURPLE, RED, drawable
+from autoresearch.record.charts import (
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    PURPLE,
+    RED,
+    Curve,
+    draw_losses,
+    drawable,
+    known_ends,
+    new_figure,
+    quiet,
+    save,
+)
 from autoresearch.record.proof import ablation_line, promotion_line, shortened
 
 COLOURS = {"real": GREEN, "nothing": GREY, "harmful": RED}
@@ -16,10 +28,8 @@ COLOURS = {"real": GREEN, "nothing": GREY, "harmful": RED}
 
 def draw_ablation(report: dict[str, Any], path: Path) -> None:
     """What each factor is worth, with its 95 % interval, the largest on top."""
-    from matplotlib.figure import Figure
-
     factors = sorted(report["factors"], key=lambda each: each["gain"])
-    figure = Figure(figsize=(10, 1.4 + 0.36 * len(factors)), dpi=150, layout="constrained")
+    figure = new_figure(10, 1.4 + 0.36 * len(factors))
     axes = figure.subplots()
     places, gains = range(len(factors)), [factor["gain"] for factor in factors]
     widths = [factor["high"] - factor["gain"] for factor in factors]
@@ -40,32 +50,23 @@ def draw_ablation(report: dict[str, Any], path: Path) -> None:
 
 
 def draw_promotion(report: dict[str, Any], path: Path) -> None:
-    """val_bpb of whole runs over their budget, with the target; beside it the training loss over time, steps, FLOPs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
-    curves = [curve for curve in report["curves"] if len(curve["losses"]) > 2]
-    kinds = [("training_seconds", "seconds"), ("num_steps", "steps"), ("mfu_percent", "FLOPs, relative")]
-    kinds = [kind for kind in kinds if curves and all(curve[kind[0]] for curve in curves)]
-    panels = figure.subplots(1, 1 + len(kinds), squeeze=False)[0]
-    draw_budgets(panels[0], report)
-    for axes, (name, title) in zip(panels[1:], kinds, strict=True):
-        for curve in curves:
-            whole = curve[name] * (curve["training_seconds"] if name == "mfu_percent" else 1)
-            places = [percent / 100 * whole for percent, _ in curve["losses"]]
-            style = {"color": GREY if curve["arm"] == "baseline" else GREEN, "linewidth": 1.2}
-            dashed = curve["arm"] == "best" and curve["budget"] != report["horizon"]
-            label = f"{curve['arm']}, {curve['budget']} s"
-            axes.plot(
-                places, [loss for _, loss in curve["losses"]], linestyle="--" if dashed else "-", label=label, **style
-            )
-        axes.set_xlabel(title, color=FAINT)
-        axes.set_title("training loss", fontsize=9, color=INK)
-        axes.legend(fontsize=7, frameon=False)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
+    """val_bpb of whole runs over their budget, with the target; next to it the losses over time, steps and FLOPs."""
+    figure = new_figure(12, 4.2)
+    curves = [curve_of(each, report["horizon"]) for each in report["curves"] if len(each["losses"]) > 2]
+    first, *panels = figure.subplots(1, 1 + len(known_ends(curves)), squeeze=False)[0]
+    draw_budgets(first, report)
+    for axes, name in zip(panels, known_ends(curves), strict=True):
+        draw_losses(axes, curves, name)
+        axes.set_title("training loss", fontsize=9, color=FAINT)
     figure.suptitle(promotion_line(report), fontsize=10, color=INK)
     save(figure, path)
+
+
+def curve_of(told: dict[str, Any], horizon: int) -> Curve:
+    """A curve of promotion.json; dashed: of a shorter run."""
+    colour = GREY if told["arm"] == "baseline" else GREEN
+    style = {"linestyle": "-" if told["budget"] == horizon else "--"}
+    return Curve(f"{told['arm']}, {told['budget']} s", colour, told["losses"], told, style)
 
 
 def draw_budgets(axes: Any, report: dict[str, Any]) -> None:
@@ -83,11 +84,7 @@ def draw_budgets(axes: Any, report: dict[str, Any]) -> None:
     budgets = sorted({int(budget) for arm in ("baseline", "best") for budget in report[arm]})
     axes.set_xticks(budgets, budgets, fontsize=8)
     axes.minorticks_off()
-    axes.set_xlabel("seconds of training, whole runs", color=FAINT)
-    axes.set_title("val_bpb", fontsize=9, color=INK)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path.with_suffix(".tmp"), format="png")
-    path.with_suffix(".tmp").replace(path)
+    quiet(axes)
+    axes.set_xlabel("seconds of training, whole runs")
+    axes.set_title("val_bpb", fontsize=9, color=FAINT)
+    axes.legend(fontsize=8, frameon=False, labelcolor=FAINT)

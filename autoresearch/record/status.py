@@ -186,8 +186,8 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
         about = f"since the last result; the last: {failing['last']}"
         lines += [("no proposal", f"{failing['proposals']}", about)]
     if way["experiments"]:
-        about = f"of the last {way['experiments']}, {way['kept']} were kept, for a believed gain of "
-        lines += [("trajectory", way["word"], f"{about}{way['believed_gain']:.6f}")]
+        about = f"{way['kept']} of the last {way['experiments']} kept, believed gain {way['believed_gain']:.6f}"
+        lines += [("trajectory", way["word"], about)]
     if pace["hours"]:
         about = f"experiments, in {pace['hours']:.2f} hours; slots busy {pace['slot_busy_share']:.0%}"
         lines += [("per hour", f"{pace['experiments_per_hour']:.1f}", about)]

@@ -6,7 +6,6 @@ import argparse
 import webbrowser
 
 from autoresearch.files import ROOT
-from autoresearch.record.page import write_page
 from autoresearch.record.reading import find_tag
 from autoresearch.record.repository import open_repository
 
@@ -16,6 +15,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
     parser.add_argument("--open", action="store_true", help="show it in a browser")
     args = parser.parse_args(arguments)
+    from autoresearch.record.page import write_page  # which imports numpy and matplotlib
+
     repo = open_repository(ROOT)
     path = write_page(repo, find_tag(repo, args.tag))
     print(path)

@@ -17,7 +17,7 @@ from printed_loop import believe_what_is_printed
 
 from autoresearch.judge import knowledge
 from autoresearch.loop import decide, inflight, live, mergeable, proposers, running, slots, verdicts
-from autoresearch.record import ledger, progress
+from autoresearch.record import ledger, page
 
 STAGES = {  # stage: the places by which the engine calls it
     "ask": [(proposers, "make_context")],
@@ -33,7 +33,7 @@ STAGES = {  # stage: the places by which the engine calls it
     "table": [(ledger, "print_table")],
     "branch": [(decide, "move_branch")],
     "train.py": [(decide, "follow_best")],
-    "draw": [(progress, "draw_progress")],
+    "draw": [(page, "write_page")],
 }
 
 
@@ -60,7 +60,7 @@ def main() -> None:
             names[attribute] = faulty(names[attribute], name, rng, float(chance), int(only) if only else None)
     believe_what_is_printed()
     if not any(stage.startswith("draw") for stage in stages):
-        live.Drawing.draw_both = lambda *_: None
+        live.Drawing.draw = lambda *_: None
     sys.argv = ["agent_loop.py", *sys.argv[at + 1 :]]
     import agent_loop
 
