@@ -133,8 +133,8 @@ def test_a_search_whose_terminal_is_suspended_goes_on_and_ends_at_a_signal(repo,
         wait_for(thinking.exists, NIGHT)  # nothing that it had to say on the way could be shown
         began = time.monotonic()
         process.send_signal(number)
-        assert process.wait(60) == 0
-        assert time.monotonic() - began < 30
+        assert process.wait(300) == 0
+        assert time.monotonic() - began < 300
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9]
     assert "stopped on request" in log_of(repo) and "it takes nothing at present" in log_of(repo)
     assert git(repo, "status", "--porcelain") == ""

@@ -75,7 +75,7 @@ def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
     assert (first.spent(), second.spent()) == (1.5, 1.25)
     done.set()
     for _ in range(2):
-        search[0].events.get(timeout=60)()
+        search[0].events.get(timeout=300)()
 
 
 # -----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_what_was_being_repaired_when_the_session_ended_is_repaired_in_the_next(
 def test_a_repair_is_made_where_nothing_new_may_be_proposed(search, crashed, monkeypatch):
     monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: Proposal("mended", STUB))
     propose(*search, "9 experiments done")
-    search[0].events.get(timeout=60)()
+    search[0].events.get(timeout=300)()
     assert search[2].candidates[crashed.number].repairs == 1
 
 
@@ -152,7 +152,7 @@ def test_a_note_is_told_again_where_the_api_was_down(search, monkeypatch, consta
     queue.asking.notes = ["1 crashed", "2 crashed"]
     for _ in range(2):
         ask(session, ledger, queue, None)
-        session.events.get(timeout=60)()
+        session.events.get(timeout=300)()
     assert queue.asking.notes == ["1 crashed\n\n2 crashed"]
 
 

@@ -48,7 +48,7 @@ def state(folder) -> dict[str, str]:
 
 def start(folder, *words, **env) -> subprocess.CompletedProcess:
     command = [sys.executable, "agent_loop.py", *words]
-    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 
 def refused(folder, *words, **env) -> str:

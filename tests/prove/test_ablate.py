@@ -110,14 +110,14 @@ def test_a_kill_loses_no_run_and_the_same_command_goes_on(tmp_path, prepared):
 def test_without_a_kept_change_there_is_nothing_to_prove(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     write_kept(folder, [make_stub("A", "2")], ["baseline"])
-    code, _, err = run_verb(folder, "ablate", timeout=60)
+    code, _, err = run_verb(folder, "ablate", timeout=300)
     assert code == 2 and "has kept no change yet" in err
-    code, _, err = run_verb(folder, "ablate", "--fixed", "one", timeout=60)
+    code, _, err = run_verb(folder, "ablate", "--fixed", "one", timeout=300)
     assert code == 2 and "give numbers" in err
 
 
 def test_no_run_starts_that_cannot_end_in_time(tmp_path, prepared):
     make_search(tmp_path / "repo", "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])
-    code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "0.001", timeout=60)
+    code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "0.001", timeout=300)
     assert (code, err) == (0, "") and "no time is left for another run; the same command goes on" in out
     assert len(runs_in(tmp_path / "repo", "ablation")) < 4
