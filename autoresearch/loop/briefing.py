@@ -24,7 +24,8 @@ from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import proposals_to_come
 from autoresearch.loop.session import Session, run_options
 from autoresearch.nouns import RunResult
-from autoresearch.record.ledger import Ledger, read_diffs, read_experiment
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.reading import read_diffs, read_experiment
 from autoresearch.run.scoring import Scorer, train_and_score
 
 CHECK_STEPS = 2  # optimizer steps of a check

@@ -68,11 +68,11 @@ def page_tables(ledger: Ledger, status: dict) -> list[Table]:
     ]
 
 
-def kept_changes(ledger: Ledger, diffs: dict[str, str]) -> list[tuple[Row, list[str], list[tuple[str, str]]]]:
+def kept_changes(ledger: Ledger, diffs: dict[int, str]) -> list[tuple[Row, list[str], list[tuple[str, str]]]]:
     """(row, cells, lines of the diff with their css classes) of the kept changes, in their order."""
     kept = []
     for row in ledger.kept:
-        diff = diffs.get(row.commit, "").partition("\n@@")
+        diff = diffs.get(row.number, "").partition("\n@@")
         lines = f"@@{diff[2]}".splitlines() if diff[1] else []
         added, removed = (code_lines("\n".join(line[1:] for line in lines if line.startswith(sign))) for sign in "+-")
         fresh, noise = ledger.good_runs(row.number, "confirm"), ledger.known.paired_noise.sigma
@@ -114,7 +114,7 @@ def columns(ledger: Ledger) -> dict[str, list[str]]:
 # The page
 
 
-def render_page(ledger: Ledger, status: dict, diffs: dict[str, str], progress: Any) -> str:
+def render_page(ledger: Ledger, status: dict, diffs: dict[int, str], progress: Any) -> str:
     """The whole page. What comes from models and logs is escaped, like everything that is put into the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -147,8 +147,9 @@ def write_page(repo: Repository, tag: str, picture: Path | None = None) -> Path:
     Returns the path of the page.
     """
     ledger, now = read_search(repo, tag)
+    diffs = read_diffs(ledger, [row.number for row in ledger.kept[1:]])
     path, progress = ledger.folder / "report.html", progress_figure(ledger.rows, ledger.known)
     if picture and progress:
         save(progress, picture)
-    replace_file(path, render_page(ledger, make_status(ledger, now), read_diffs(ledger), progress))
+    replace_file(path, render_page(ledger, make_status(ledger, now), diffs, progress))
     return path

@@ -155,10 +155,40 @@ def left_elsewhere(repo: Repository, tag: str) -> str:
     return f"{what}; bring them, or take another --tag: {' && '.join(bring)}"
 
 
-def read_diffs(ledger: Ledger) -> dict[str, str]:
-    """What every kept change changed, by its commit."""
-    if len(ledger.kept) < 2:
+# -----------------------------------------------------------------------------
+# One experiment
+
+
+def profile_path(ledger: Ledger, number: int) -> Path:
+    """Where the profile of an experiment is kept: its train.py does not change any more, so it is made once."""
+    return ledger.experiment_folder(number) / "profile.txt"
+
+
+def read_experiment(ledger: Ledger, number: int, what: str) -> str:
+    """The "diff", the end of the "log", the "notes" or the "profile" of an experiment. ValueError if there is none."""
+    if not commit_of(ledger.repo, ledger.ref(number)):
+        raise ValueError(f"there is no experiment {number}")
+    if what == "diff":
+        return run_git(ledger.repo, "show", "--format=", ledger.ref(number), "--", "train.py")
+    if what == "notes":
+        return ledger.message_of(number)[1]
+    if what == "log":
+        logs = sorted(ledger.experiment_folder(number).glob("*/run.log"))
+        return logs[-1].read_text(errors="replace")[-20_000:] if logs else "its log is gone"
+    if what == "profile":
+        path = profile_path(ledger, number)
+        if not path.is_file():
+            raise ValueError(f"experiment {number} was not profiled")
+        return path.read_text()
+    raise ValueError(f"{what!r} is not diff, log, notes or profile")
+
+
+def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
+    """What these experiments changed in train.py, by number, as far as their refs are there; one git call for all."""
+    there = experiment_refs(ledger.repo, ledger.tag)
+    refs = [ledger.ref(number) for number in numbers if number in there]
+    if not refs:
         return {}
-    commits = f"{ledger.kept[0].commit}..refs/heads/{ledger.branch}"
-    text = run_git(ledger.repo, "log", "-p", "--format=%x00%H", commits, "--", "train.py", check=False)
-    return {part[:7]: part.partition("\n")[2].strip() for part in text.split("\0")[1:]}
+    text = run_git(ledger.repo, "show", "--format=%x00%s", *refs, "--", "train.py", strip=False)
+    parts = [part.partition("\n") for part in text.split("\0")[1:]]
+    return {int(subject.partition(":")[0]): diff.lstrip("\n") for subject, _, diff in parts}

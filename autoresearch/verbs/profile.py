@@ -17,8 +17,8 @@ from autoresearch.files import ROOT, replace_file
 from autoresearch.loop.inflight import Slot
 from autoresearch.loop.session import Session, run_options
 from autoresearch.loop.start import check_data, locked, new_session
-from autoresearch.record.ledger import Ledger, profile_path
-from autoresearch.record.reading import find_tag
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.reading import find_tag, profile_path
 from autoresearch.record.repository import Repository, commit_of, open_repository, run_git
 from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.text import fail, one_line

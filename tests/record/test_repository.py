@@ -9,7 +9,8 @@ import threading
 import pytest
 from loop_helpers import git, make_row
 
-from autoresearch.record.ledger import Ledger, commit_results, read_experiment, write_result
+from autoresearch.record.ledger import Ledger, commit_results, write_result
+from autoresearch.record.reading import read_experiment
 from autoresearch.record.repository import (
     GitError,
     Repository,
