@@ -281,16 +281,21 @@ def protected_files(data: Path) -> list[Path]:
 
 def measure_files(paths: list[Path]) -> dict[str, list]:
     """{name: [stamp, sha256]}: what check_integrity() compares with. Another machine has the files at other paths."""
-    return {path.name: [stamp(path), file_hash(path)] for path in paths}
+    return {own_name(path): [stamp(path), file_hash(path)] for path in paths}
+
+
+def own_name(path: Path) -> str:
+    """The name of a protected file on every machine: below the checkout, where several folders have an __init__.py."""
+    return str(path.relative_to(ROOT)) if path in [ROOT / name for name in EVALUATOR] else path.name
 
 
 def check_integrity(paths: list[Path], expected: dict[str, list]) -> str:
     """ "" or which files are not what they were. A file is hashed again only where its stamp differs."""
     changed = []
     for path in paths:
-        now, known = stamp(path), expected[path.name]
+        now, known = stamp(path), expected[own_name(path)]
         if now != known[0] and file_hash(path) != known[1]:
-            changed.append(path.name + (" is missing" if not now else " has changed"))
+            changed.append(own_name(path) + (" is missing" if not now else " has changed"))
         else:
             known[0] = now
     return f"{', '.join(changed)} since this search began" if changed else ""

@@ -123,6 +123,12 @@ def test_integrity(tmp_path):
     assert check_integrity(paths, expected).startswith("a is missing, b has changed since")
 
 
+def test_each_protected_file_has_a_name_of_its_own(prepared):
+    paths = trust.protected_files(prepared)
+    measured = json.loads(json.dumps(trust.measure_files(paths)))
+    assert len(measured) == len(paths) and check_integrity(paths, measured) == ""
+
+
 def test_fingerprint(prepared, tmp_path):
     copy = shutil.copytree(prepared, tmp_path / "cpu")
     assert trust.check_fingerprint(copy) == ""
