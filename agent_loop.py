@@ -49,7 +49,7 @@ from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
 from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, gives_up, propose
 from autoresearch.loop.running import fill_slots
-from autoresearch.loop.session import Session, note_start, reload_program
+from autoresearch.loop.session import Session, note_start, notify, reload_program
 from autoresearch.loop.slots import make_slots
 from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
 from autoresearch.nouns import Proposal
@@ -67,6 +67,7 @@ what to run next:
   python agent_loop.py --hours 1 --proposer constants      # without a GPU: a search at the cpu scale
   python prepare_data.py && python agent_loop.py check     # with an NVIDIA GPU: the data; is it fit for a night?"""
 DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
+FAULT = "it ended with an error"
 POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 # -----------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def step(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> st
     queue.at_hand = None
     while queue.undecided:
         decide(session, ledger, queue, queue.undecided.popleft())
-    reload_program(session)
+    reload_program(session, ledger)
     propose(session, ledger, queue, reason_to_stop(session, ledger, queue))
     fill_slots(session, ledger, queue)
     if not under_way(session, ledger, queue) and (reason := reason_to_stop(session, ledger, queue)):
@@ -151,13 +152,15 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         console=session.log.console,
         transient=True,
     )
-    reason, cut_short = "it ended with an error", True
+    reason, cut_short = FAULT, True
     try:
         with view:
             reason = loop(session, ledger, queue, drawing)
             confirm_best(session, ledger, queue)
             cut_short = session.ending
     finally:  # also when something unforeseen ends it: no training is left behind, and the table is committed
+        if reason == FAULT:
+            notify(session, f"a person is needed: {reason}")
         session.stop.set()
         for slot in queue.slots:
             if slot.thread:
@@ -166,7 +169,10 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
         commit_results(ledger, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
     drawing.draw_last()
-    session.log.say(summary(ledger, reason))
+    told = summary(ledger, reason)
+    session.log.say(told)
+    needed = f"a person is needed: {session.blocked} | " if session.blocked else ""
+    notify(session, needed + " | ".join(told.partition("\nlook further")[0].strip().splitlines()))
 
 
 def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:

@@ -72,6 +72,15 @@ class Settings(Group):
     max_tokens: OneOrMore | None = setting(None, "tokens of one answer at most, thinking included. null: 32,000")
     max_turns: OneOrMore = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
     repairs: Count = setting(2, "how many times a crashed experiment is sent back for repair")
+    hours: Amount | None = setting(
+        None, "hours of a session from its start, also of the one that runs: before --hours. null: as --hours says"
+    )
+    experiments: Count | None = setting(
+        None, "experiments of the tag after which a session ends, also the one that runs: before --experiments"
+    )
+    notify: str | None = setting(
+        None, "a shell command that is told in one line what was kept, that a person is needed, and the end: night.md"
+    )
     max_cost: Amount | None = setting(
         None, "US dollars of API use in all, held to within one answer of each proposer at work. null: no cap"
     )

@@ -5,11 +5,11 @@ Decide and record: what an experiment's runs make of it, carried out. verdicts.p
 from autoresearch.loop import verdicts
 from autoresearch.loop.inflight import Candidate, Queue, Task, add_proposal, begin, finish, new_proposal_folder
 from autoresearch.loop.limits import over_budget
-from autoresearch.loop.session import Session
+from autoresearch.loop.session import Session, notify
 from autoresearch.loop.slots import run_of
 from autoresearch.nouns import RunResult, Verdict
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, note_run, write_result
-from autoresearch.record.lines import say_result
+from autoresearch.record.lines import result_line, say_result
 from autoresearch.row import Row, runs_of
 
 
@@ -105,6 +105,8 @@ def settle(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate)
     if row.status not in ("keep", "discard"):
         tell_of_failure(session, ledger, queue, candidate, row)
     say_result(session.log, row)
+    if row.status == "keep" and len(ledger.kept) > 1:
+        notify(session, f"kept {result_line(row)}")
 
 
 def tell_of_failure(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, row: Row) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoresearch.files import replace_file
 from autoresearch.loop.mergeable import on_best
@@ -189,11 +190,9 @@ def exchange_of(folder: Path) -> str:
     return printed.read_text(errors="replace")[-EXCHANGE:] if printed.is_file() else ""
 
 
-def note_dropped(
-    ledger: Ledger, folder: Path, reason: str, usage: Usage, told: bool = True, kind: str = "failed"
-) -> None:
+def note_dropped(ledger: Ledger, folder: Path, reason: str, usage: Usage, **others: Any) -> None:
     """A proposal came to nothing: the journal says why and how, and its folder goes."""
-    note_failure(ledger, reason, usage, exchange_of(folder), told, kind)
+    note_failure(ledger, reason, usage, exchange=exchange_of(folder), **others)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from autoresearch.files import ROOT, data_root
 from autoresearch.guard import GB
 from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.loop.inflight import Queue
-from autoresearch.loop.session import Options, Session
+from autoresearch.loop.session import Options, Session, notify
 from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import runs_of
@@ -115,6 +115,7 @@ def cannot_write(session: Session, folder: Path) -> bool:
             problem = f"less than {FREE_BYTES / GB:.2f} GB of disk are left at {place}"
     if problem and problem != session.complaint:
         session.log.show(f"waiting: {problem}")
+        notify(session, f"a person is needed: {problem}")
     elif session.complaint and not problem:
         session.log.say(f"going on; solved: {session.complaint}")
     session.complaint = problem

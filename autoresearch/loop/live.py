@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
-from autoresearch.loop.session import Options, Session
+from autoresearch.loop.session import Session
 from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import progress_parts, speed_parts
@@ -29,7 +29,7 @@ def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     several = f" | {slots} slots" if slots > 1 else ""
     a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
     about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
-    session.log.say(f"{about} | until {ends_text(options)}")
+    session.log.say(f"{about} | until {options.until}")
     if ledger.kept:
         best = f"best {ledger.best.val_bpb:.6f} (experiment {ledger.best.number})"
         see = f"see: python agent_loop.py status --tag {ledger.tag}"
@@ -62,13 +62,7 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
     if queue.asking.failures and wait > 0:
         lines.append(f"      {plural(queue.asking.failures, 'proposal')} failed in a row; asking again in {wait:.0f} s")
     rest = [f"{plural(len(queue.waiting), 'proposal')} waiting"] if queue.waiting else []
-    return [*lines, "      " + ", ".join([f"until {ends_text(session.options)}", *rest])]
-
-
-def ends_text(options: Options) -> str:
-    """When the session ends: after how many experiments, at what time."""
-    ends = [] if options.experiments is None else [plural(options.experiments, "experiment")]
-    return " and ".join([*ends, *([time.strftime("%a %H:%M", time.localtime(options.ends))] if options.ends else [])])
+    return [*lines, "      " + ", ".join([f"until {session.options.until}", *rest])]
 
 
 def draw(what: str, log: Log, make: Callable[[], object]) -> None:

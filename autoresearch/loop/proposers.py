@@ -26,7 +26,7 @@ from autoresearch.loop.inflight import (
 )
 from autoresearch.loop.limits import cannot_write, over_budget, run_seconds, time_for_more
 from autoresearch.loop.mergeable import forbidden
-from autoresearch.loop.session import Session
+from autoresearch.loop.session import Session, notify
 from autoresearch.loop.verdicts import attempt_runs, verdict_on
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
@@ -69,6 +69,7 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
     has put there.
     """
     queue.at_hand, asking = None, queue.asking
+    tell_of_money(session, ledger, queue)
     if not ledger.kept or time.monotonic() < asking.not_before or cannot_write(session, ledger.folder):
         return
     if is_over(session, ledger, queue):
@@ -79,6 +80,14 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
         ask(session, ledger, queue, queue.crashed.popleft())
     elif not reason and wants_proposal(session, ledger, queue):
         ask(session, ledger, queue, None)
+
+
+def tell_of_money(session: Session, ledger: Ledger, queue: Queue) -> None:
+    """Say at once that max_cost is reached, or that it is no longer: what runs may go on for an hour."""
+    problem = over_budget(session.settings, ledger, queue) if ledger.kept else ""
+    if problem and not session.spent_up:
+        session.log.say(f"   -  no further proposal: {problem}; what is under way goes on")
+    session.spent_up = bool(problem)
 
 
 def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
@@ -153,6 +162,7 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
 def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Wait no longer for a proposer whose time is over. When the session is being stopped, that is now."""
     for asked in list(queue.asking.at_work):
+        asked.context.deadline = min(asked.context.deadline, session.options.deadline)  # which may have come nearer
         if session.stop.is_set():
             asked.context.deadline = min(asked.context.deadline, time.monotonic())
         if time.monotonic() > asked.context.deadline + 2 * GRACE:  # a command is being killed
@@ -265,7 +275,7 @@ def no_proposal_came(
     if crashed:
         note_failure(ledger, str(failure), failure.usage, told=told, kind=kind)
     else:
-        note_dropped(ledger, context.folder, str(failure), failure.usage, told, kind)
+        note_dropped(ledger, context.folder, str(failure), failure.usage, told=told, kind=kind)
     if not crashed or not told:
         wait_longer(queue.asking, failure, context.note)
     session.blocked = session.blocked or block_reason(queue.asking, failure)
@@ -273,6 +283,8 @@ def no_proposal_came(
     then = f"; asking again in {wait:.0f} s" if wait > 1 and not session.ending else ""
     word = f"no {'repair' if crashed else 'proposal'}" if kind == "failed" else f"proposal {kind}"
     session.log.say(f"   -  {word}: {failure}{then}")
+    if queue.asking.failures == GIVE_UP and not session.ending:
+        notify(session, f"a person is needed: {GIVE_UP} proposals in a row failed, the last: {failure}")
     hope = queue.asking.failures < GIVE_UP and not over_budget(session.settings, ledger, queue)
     if crashed and not told and (over or hope):
         queue.crashed.append(crashed)

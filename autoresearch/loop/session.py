@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import Measure
+from autoresearch.notify import send
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, note
@@ -22,7 +23,7 @@ from autoresearch.record.log import Log
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings, flat, parse_program
-from autoresearch.text import read_text
+from autoresearch.text import one_line, plural, read_text
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Options:
         return 0 if self.steps else self.time_budget
 
     @property
+    def until(self) -> str:
+        """When a session ends, in words."""
+        ends = [] if self.experiments is None else [plural(self.experiments, "experiment")]
+        return " and ".join([*ends, *([time.strftime("%a %H:%M", time.localtime(self.ends))] if self.ends else [])])
+
+    @property
     def ends(self) -> float | None:
         """The time of day of the deadline, as time.time(); None where there is none."""
         left = self.deadline - time.monotonic()
@@ -64,9 +71,12 @@ class Session:
     settings: Settings
     instructions: str
     program_stamp: float  # when program.md was last written
+    started: float = 0.0  # time.monotonic() that its hours begin at
+    asked: Options | None = None  # the command line, where program.md's hours and experiments go before it
     measure: Measure | None = None  # once the search is entered
     stop: threading.Event = field(default_factory=threading.Event)
     blocked: str = ""  # what only a person can mend: the session ends with it
+    spent_up: bool = False  # max_cost is reached: said once
     complaint: str = ""  # why nothing can be written at present
     faults: int = 0  # of the loop itself, since something was recorded last
     events: queue.Queue[Callable[[], None]] = field(default_factory=queue.Queue)  # what a thread has come back with
@@ -106,7 +116,26 @@ def read_program(path: Path, max_cost: float | None, warn: Callable[[str], objec
     return settings if max_cost is None else settings.model_copy(update={"max_cost": max_cost}), instructions
 
 
-def reload_program(session: Session) -> None:
+def set_limits(session: Session) -> bool:
+    """Let program.md's hours and experiments go before the command line's. Returns whether that changed anything."""
+    asked, settings, before = session.asked or session.options, session.settings, session.options
+    deadline = asked.deadline if settings.hours is None else session.started + 3600 * settings.hours
+    experiments = asked.experiments if settings.experiments is None else settings.experiments
+    session.options = dataclasses.replace(before, deadline=deadline, experiments=experiments)
+    return session.options != before
+
+
+def notify(session: Session, line: str) -> None:
+    """Tell a person who does not look, if program.md says how."""
+    if not session.settings.notify:
+        return
+    try:
+        send(session.settings.notify, f"{session.options.tag}: {one_line(line)}", str(session.log.path))
+    except OSError as error:
+        session.log.write(f"notify: the command cannot be started: {error}")
+
+
+def reload_program(session: Session, ledger: Ledger) -> None:
     """Read program.md again if it was written. A change is said; a broken file keeps the last good settings."""
     path = ROOT / "program.md"
     stamp = path.stat().st_mtime_ns if path.exists() else 0
@@ -126,6 +155,9 @@ def reload_program(session: Session) -> None:
         if before[name] != after[name]:
             session.log.say(f"program.md: {name} {before[name]} -> {after[name]}")
     session.settings, session.instructions = settings, instructions
+    if set_limits(session):
+        note(ledger, "limits", {"deadline": session.options.ends, "experiments": session.options.experiments})
+        session.log.say(f"program.md: until {session.options.until}")
 
 
 def with_working_model(session: Session, settings: Settings) -> Settings:

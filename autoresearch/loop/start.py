@@ -20,7 +20,7 @@ from rich.console import Console
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import check_scale, expected_of
 from autoresearch.loop.briefing import prepare_cpu_data
-from autoresearch.loop.session import Options, Session, read_program
+from autoresearch.loop.session import Options, Session, read_program, set_limits
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, read_journal
@@ -42,6 +42,7 @@ from autoresearch.view import listen
 
 TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
 NOT_ASKED = {"proposer": "constants", "command": "", "experiments": None, "max_cost": None, "hours": None}
+LIMITS = ("hours", "experiments")  # of a session: on the command line or in program.md
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
 LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 
@@ -51,7 +52,7 @@ LOCK_STALE = 120.0  # seconds without a sign of life, after which another machin
 
 def check_arguments(args: Namespace) -> None:
     """The command line by itself."""
-    if args.hours is None and args.experiments is None:
+    if args.hours is None and args.experiments is None and not any(map(vars(check_program(None)[0]).get, LIMITS)):
         fail("how long? give --hours H or --experiments N (or --demo to try it)")
     check_tag(args.tag)
     check_session_arguments(args)
@@ -193,7 +194,10 @@ def make_session(args: Namespace, repo: Repository, started: float, lock: TextIO
     """Check everything, then put the session together; nothing is touched yet."""
     for check in needs(args, repo).values():
         check()
-    return new_session(args, started, lock, "loop.log")
+    session = new_session(args, started, lock, "loop.log")
+    session.asked, session.started = session.options, started
+    set_limits(session)
+    return session
 
 
 def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) -> Session:

@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoresearch.files import ROOT, append_line, replace_file
 from autoresearch.judge.knowledge import Knowledge, knowledge
@@ -242,6 +243,8 @@ def take_in(ledger: Ledger, event: dict) -> None:
         ledger.runs_by_number.setdefault(run.number, []).append(run)
     elif kind == "session":
         ledger.sittings.append(Sitting(**event, start=at, last=at))
+    elif kind == "limits" and ledger.sittings:
+        ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], **event)
     if ledger.sittings:
         reason, cut_short = (event["reason"], event.get("cut_short", False)) if kind == "ended" else ("", True)
         ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], last=at, reason=reason, cut_short=cut_short)
@@ -262,12 +265,10 @@ def note_run(ledger: Ledger, run: Run) -> None:
     note(ledger, "run", own | dataclasses.asdict(run.result) | {"tail": tail})
 
 
-def note_failure(
-    ledger: Ledger, reason: str, usage: Usage, exchange: str = "", told: bool = True, kind: str = "failed"
-) -> None:
-    """A proposal that came to nothing, what it cost, what was said, and whether later proposers hear of it."""
+def note_failure(ledger: Ledger, reason: str, usage: Usage, **others: Any) -> None:
+    """A proposal that came to nothing: what it cost; `others`: exchange, told, kind."""
     values = {"after": len(ledger.rows), "reason": reason, "cost": usage.cost, "tokens": usage.tokens}
-    note(ledger, "failed", values | {"exchange": exchange, "told": told, "kind": kind})
+    note(ledger, "failed", values | others)
 
 
 # -----------------------------------------------------------------------------

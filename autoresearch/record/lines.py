@@ -22,9 +22,11 @@ def result_line(row: Row, width: int | None = None) -> str:
     value = f"{row.val_bpb:.6f}" if row.val_bpb else " " * 8
     times = f"{row.gain / row.noise:+5.1f} x noise" if math.isfinite(row.gain) else ""
     gain = f"{times:13}" if narrow else f"{f'{row.gain:+.6f} ({times})' if times else '':26}"
-    why = f"  ({row.reason})" if row.reason and row.status not in ("keep", "discard") else ""
+    judged = row.status in ("keep", "discard")  # it has a number; of what was better, the reason says why it is dropped
+    reason = row.reason.partition("; but ")[2] if judged else row.reason
+    why = f"  ({reason})" if reason else ""
     line = f"{row.number:4d}  {row.status:11}  {value}  {gain}  "
-    if why and width is not None:  # there is no number: its place is the reason's
+    if why and not judged and width is not None:  # there is no number: its place is the reason's
         line = f"{row.number:4d}  {row.status:11}  "
     return line + fitted(one_line(row.description), why, width and width - len(line))
 

@@ -15,6 +15,10 @@ SLIP = "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2048x64 and 12x
 CRASH = make_row(number=8, status="crash", val_bpb=0.0, gain=math.nan, description="a gate " * 30, reason=SLIP)
 
 
+MEANWHILE = "one run; but 0004 was kept meanwhile, and it runs again on top of it"
+BETTER = make_row(number=5, status="discard", val_bpb=1.9, gain=0.1, description="a gate", reason=MEANWHILE)
+
+
 @pytest.mark.parametrize("width", [60, 80, 109, 110, 150])
 @pytest.mark.parametrize("row", [LONG, CRASH], ids=["discard", "crash"])
 def test_a_result_fits_the_terminal(row, width):
@@ -25,6 +29,11 @@ def test_what_is_cut_is_the_description(tmp_path):
     assert "-10.0 x noise" in result_line(LONG, 80) and "-0.100000" in result_line(LONG, 150)
     assert "mat1 and mat2" in result_line(CRASH, 80) and SLIP in result_line(CRASH, 150)
     assert result_line(CRASH).endswith(f"({SLIP})") and "a gate " * 29 in result_line(CRASH)
+
+
+def test_what_was_better_and_is_not_kept_says_why():
+    assert result_line(BETTER).endswith("a gate  (0004 was kept meanwhile, and it runs again on top of it)")
+    assert all("0004 was kept" in result_line(BETTER, width) for width in (80, 110))
 
 
 def test_the_file_has_the_whole_line(tmp_path):
