@@ -2,22 +2,27 @@
 From files to documents: read parquet, JSON lines and plain text, and give each distinct document to one split.
 """
 
+import functools
 import hashlib
 import json
 import os
 import random
+import re
 import sysconfig
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 from autoresearch.data.download import LAST_SHARD, PINNED_TEST_FILE, PINNED_VAL_FILE, TEST_SHARD, download_shards
-from autoresearch.text import BadInput, fail
+from autoresearch.text import BadInput, decode, fail, read_text
 
 DOCUMENT_CHARS = 65_536  # longer ones are cut: a file may be one long text, and tiktoken fails on 10^6 spaces in a row
 ONE_IN = 20  # one document in 20 is validation, and one is test, where no file is pinned for it
+FEW, SAMPLE = 5, 16_000_000  # fewer documents than this in a split are luck; characters that are looked at to see it
+SUFFIXES = (".parquet", ".txt", ".md", ".jsonl")
 SPLITS = ("val", "test", "train")
 
 # -----------------------------------------------------------------------------
@@ -51,8 +56,7 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
         folder = Path(source).expanduser()
         if not folder.is_dir():
             fail(f"--source {source}: no such folder; give climbmix, stdlib or a folder of text")
-        suffixes = {".parquet", ".txt", ".md", ".jsonl"}
-        files = sorted(path for path in walk(folder) if path.suffix in suffixes and path.is_file())
+        files = sorted(path for path in walk(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         fail(f"--source {source}: no .parquet, .txt, .md or .jsonl file in it; put some there")
     tests = [path for path in files if path.name == PINNED_TEST_FILE]
@@ -67,12 +71,19 @@ def source_files(source: str, num_shards: int, workers: int, directory: Path) ->
 
 def read_documents(path: Path) -> Iterator[str]:
     """The documents of one file, in order."""
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         yield from read_parquet(path)
-    elif path.suffix == ".jsonl":
+    elif suffix == ".jsonl":
         yield from read_jsonl(path)
+    elif suffix == ".py":
+        with tokenize.open(path) as file:  # which knows the encoding that a source names
+            yield from cut(file.read())
     else:
-        yield from cut(path.read_text(encoding="utf-8", errors="replace"))
+        text = read_text(path)
+        if "\0" in text:
+            raise BadInput(f"{path}: it has NUL characters, as UTF-16 does; convert it or take it away")
+        yield from cut(text)
 
 
 def cut(text: str) -> Iterator[str]:
@@ -86,14 +97,16 @@ def cut(text: str) -> Iterator[str]:
 
 
 def read_jsonl(path: Path) -> Iterator[str]:
-    """The "text" field of each line of a JSON-lines file."""
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    """The "text" field of each line of a JSON-lines file; blank lines and null texts are none."""
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            if not (content := decode(line, path, number).strip()):
+                continue
             try:
-                # JSON can spell half a surrogate pair, which is no character and has no bytes.
-                yield json.loads(line)["text"].encode("utf-8", "replace").decode()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInput(f'{path}: line {number} is not a JSON object with a "text" string; mend it') from error
+                text = json.loads(content)["text"] or ""
+                yield re.sub("[\ud800-\udfff]", "\ufffd", text)  # half a surrogate pair is no character
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise BadInput(f'{path}: line {number} is no JSON object with a "text" string; correct it') from error
 
 
 def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
@@ -132,32 +145,72 @@ def is_pinned(files: list[Path], split: str) -> bool:
     return bool(files) and files[at].name == name
 
 
+def distinct(files: Iterable[Path]) -> Iterator[tuple[Path, int, str]]:
+    """(file, hash, text) of each document that is not there before."""
+    seen = set()
+    for path in files:
+        for text in read_documents(path):
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if digest not in seen and text.strip():
+                seen.add(digest)
+                yield path, int.from_bytes(digest[:8], "little"), text
+
+
+@functools.cache
+def hash_is_fair(files: tuple[Path, ...], pinned: tuple[Path, ...], numbers: tuple[int, ...]) -> bool:
+    """Whether a hash gives each split its share: not where documents are few, or a few hold most of the text.
+
+    `numbers`: of the splits that the hash decides on.
+    """
+    sizes: dict[int, list[int]] = {number: [] for number in numbers}
+    total = 0
+    for path, number, text in distinct(files) if numbers else ():
+        total += len(text)
+        if path not in pinned and number % ONE_IN in sizes:
+            sizes[number % ONE_IN].append(len(text))
+        if total > SAMPLE:
+            break
+    return all(len(each) >= FEW and sum(each) > total / ONE_IN / 3 for each in sizes.values())
+
+
+def parts(text: str, names: list[str]) -> dict[str, str]:
+    """{split: its part of a text}: from the end of the text a share for each, the rest for training."""
+    held_out, end = {}, len(text)
+    for name in reversed(names):
+        start = max(0, end - len(text) // ONE_IN)
+        start = text.rfind("\n", max(0, start - 1000), start) + 1 or start
+        held_out[name], end = text[start:end], start
+    return held_out | {"train": text[:end]}
+
+
 def documents(files: list[Path], split: str) -> Iterator[str]:
     """Every distinct document of one split, once; a very long one in pieces.
 
     A pinned validation file (it comes first in `files`) is the validation set, and its documents are dropped wherever
     else they occur; of a pinned test file (the last) only those count that occur nowhere else. Otherwise a hash of the
-    text decides, so a document's side never depends on its neighbours.
+    text decides, so a document's side never depends on its neighbours. Where documents are too few for that, the last
+    twentieth of each is test, and the one before it validation.
     """
     by_hash = {number: name for number, name in enumerate(("val", "test")) if not is_pinned(files, name)}
     pinned = {files[at]: name for at, name in ((0, "val"), (-1, "test")) if is_pinned(files, name)}
-    seen = set()
-    for path in files[:1] if split == "val" and "val" in pinned.values() else files:
-        if split != "test" and pinned.get(path) == "test":
-            continue
-        for text in read_documents(path):
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if digest in seen or not text.strip():
-                continue
-            seen.add(digest)
-            hashed = by_hash.get(int.from_bytes(digest[:8], "little") % ONE_IN, "train")
-            if pinned.get(path, hashed) == split:
-                yield from cut(text)
+    fair = split in pinned.values() or hash_is_fair(tuple(files), tuple(pinned), tuple(by_hash))
+    if split == "val" and "val" in pinned.values():
+        files = files[:1]
+    elif split != "test":
+        files = [path for path in files if pinned.get(path) != "test"]
+    for path, number, text in distinct(files):
+        if path in pinned:
+            sides = {pinned[path]: text}
+        elif fair:
+            sides = {by_hash.get(number % ONE_IN, "train"): text}
+        else:
+            sides = parts(text, list(by_hash.values()))
+        yield from cut(sides[split]) if sides.get(split, "").strip() else ()
 
 
 def text_bytes(path: Path) -> int:
     """About how much text a file holds. A truncated parquet file is found here, before the long work."""
-    if path.suffix != ".parquet":
+    if path.suffix.lower() != ".parquet":
         return path.stat().st_size
     metadata = open_parquet(path).metadata
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))

@@ -87,7 +87,7 @@ def pack_rows(documents: Iterable[np.ndarray], row_length: int, pool_size: int =
 def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale, workers: int, target: Path) -> dict:
     """Tokenize and pack one split into `target`. Returns its counts for meta.json."""
     row_length = scale.max_seq_len + 1
-    counts = {"documents": 0, "bytes": 0, "tokens": 0}
+    counts = {"documents": 0, "bytes": 0, "tokens": 0, "damaged": 0}
     unshuffled = target.with_name(target.name + ".unshuffled")
     with progress_bars() as progress, open(unshuffled, "wb") as file:
         bar = progress.add_task(f"packing: {split}", total=expected_bytes(files, split))
@@ -97,6 +97,7 @@ def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale
                 size = len(text.encode())
                 counts["documents"] += 1
                 counts["bytes"] += size
+                counts["damaged"] += text.count("\ufffd")
                 progress.advance(bar, size)
                 yield text
 

@@ -92,6 +92,8 @@ def report(meta: dict, directory: Path) -> None:
             f"{split:5} {count['documents']:>9,} documents {count['bytes'] / 1e6:>9,.1f} MB"
             f" {count['tokens']:>13,} tokens {count['rows']:>9,} rows of {meta['max_seq_len']}"
         )
+    if damaged := sum(counts[split].get("damaged", 0) for split in SPLITS):
+        print(f"warning: {damaged:,} characters of the text are U+FFFD: what was not UTF-8 once was replaced by it")
     print(f"{directory} is ready: {meta['source']}, fingerprint {meta['fingerprint']}")
     if directory != DATA_DIR:
         print(f"to train on it: export AUTORESEARCH_SCALE={meta['scale']} AUTORESEARCH_DATA_DIR={directory.parent}")

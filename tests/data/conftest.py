@@ -1,5 +1,6 @@
 """What the tests of the data share: text, a hub that serves it, a folder prepared from it, and the tokenizer."""
 
+import hashlib
 import re
 import subprocess
 import threading
@@ -51,11 +52,17 @@ class Hub(BaseHTTPRequestHandler):
         server.requests.append((name, self.headers))
         fault = server.faults.pop(0) if server.faults else None
         file = server.folder / name
-        if not self.path.startswith(f"/datasets/{download.HF_DATASET}/resolve/main/") or not file.exists():
+        revisions = "|".join(["main", *server.revisions])
+        if not re.match(rf"/datasets/{download.HF_DATASET}/resolve/({revisions})/", self.path) or not file.exists():
             return self.send_error(404)
         if isinstance(fault, int):
             return self.send_error(fault)
-        body = file.read_bytes()
+        if isinstance(fault, dict):  # headers of a 429
+            self.send_response(429)
+            for header, value in (fault | {"Content-Length": "0"}).items():
+                self.send_header(header, value)
+            return self.end_headers()
+        body = file.read_bytes() if fault != "a page" else b"<html>please log in</html>"
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(asked[1]) if asked and fault != "no range" else 0
         if start >= len(body):
@@ -64,6 +71,10 @@ class Hub(BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
+        if server.revisions:
+            server.revisions.append(server.revisions.pop(0))  # it is changed after each file
+            self.send_header("X-Repo-Commit", server.revisions[-1])
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"')
         self.end_headers()
         rest = body[start:]
         self.wfile.write(rest[: len(rest) // 2] if fault in ("truncated", "stalled") else rest)
@@ -79,9 +90,11 @@ class Hub(BaseHTTPRequestHandler):
 def hub(folder, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.folder, server.requests, server.faults, server.released = folder, [], [], threading.Event()
+    server.revisions = []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(download, "RETRY_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(download, "BUSY_WAIT", 0.01)
     yield server
     server.released.set()
     server.shutdown()

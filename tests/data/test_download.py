@@ -1,13 +1,28 @@
 """autoresearch/data/download.py: a real HTTP server on this machine."""
 
+import email.utils
+import ssl
 import subprocess
 import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx2
 import pytest
 from data_helpers import SCRIPT, assert_refused, command, read_meta, wait_for
 
-from autoresearch.data.download import LAST_SHARD, PINNED_TEST_FILE, PINNED_VAL_FILE, TEST_SHARD, download_shards
+from autoresearch.data.download import (
+    LAST_SHARD,
+    PINNED_TEST_FILE,
+    PINNED_VAL_FILE,
+    TEST_SHARD,
+    download_shards,
+    seconds_asked,
+)
+from autoresearch.text import BadInput
 
 
 def download(directory: Path, shards: int = 2) -> list[Path]:
@@ -108,3 +123,84 @@ def test_no_network(hub, refused, tmp_path, monkeypatch):
     for nonsense in ("huggingface.co", "http://x:y", "ftp://x"):
         monkeypatch.setenv("HF_ENDPOINT", nonsense)
         refused("--source", "climbmix", "--data-dir", tmp_path, words=[f"HF_ENDPOINT={nonsense}", "https://"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Retry-After": "1"}, {"RateLimit": '"api";r=0;t=1'}, {"Retry-After": "in a while"}],
+)
+def test_a_hub_that_counts_requests_is_obeyed(hub, tmp_path, headers, capsys):
+    hub.faults = [headers] * 4  # more than there are other attempts
+    started = time.monotonic()
+    assert_complete(download(tmp_path), hub.folder)
+    assert "HTTP 429, too many requests" in capsys.readouterr().out
+    assert time.monotonic() - started > (0 if "while" in str(headers) else 4)
+
+
+def test_a_date_to_wait_for_is_understood():
+    date = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=100))
+    assert 98 < seconds_asked(httpx2.Response(429, headers={"Retry-After": date})) < 101
+    assert seconds_asked(httpx2.Response(429)) == 300
+
+
+def test_later_files_are_of_the_revision_of_the_first(hub, tmp_path):
+    hub.revisions = ["aaaa", "bbbb"]
+    paths = download(tmp_path, 2)
+    assert [path.read_bytes() for path in paths] == [(hub.folder / path.name).read_bytes() for path in paths]
+    assert (tmp_path / "revision").read_text() in hub.revisions
+
+
+def test_what_is_not_the_file_is_fetched_again(hub, tmp_path):
+    hub.revisions = ["aaaa"]
+    (tmp_path / "shard_00000.parquet.part").write_bytes(b"PAR1 of another revision")
+    hub.faults = [None, "a page"]
+    paths = download(tmp_path, 2)
+    assert [path.read_bytes() for path in paths] == [(hub.folder / path.name).read_bytes() for path in paths]
+    hub.faults = ["a page"] * 3
+    with pytest.raises(BadInput, match="what came is no parquet file"):
+        download_shards(tmp_path / "other", [0], workers=1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "socksio"),
+        ("HTTPS_PROXY", "nonsense://127.0.0.1:1", "nonsense"),
+        ("http_proxy", "http://[half", "http_proxy"),
+        ("HTTP_PROXY", "http://127.0.0.1:port", "port"),
+        ("SSL_CERT_FILE", "/no/such/file.pem", "SSL_CERT_FILE"),
+        ("HF_TOKEN", "hf_\u00e9", "ascii"),
+    ],
+)
+def test_what_cannot_be_set_up_is_one_line(hub, refused, tmp_path, monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    refused("--source", "climbmix", "--data-dir", tmp_path, words=["no connection can be set up", words])
+
+
+def test_a_proxy_that_is_not_there_is_named(hub, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    refused("--source", "climbmix", "--data-dir", tmp_path, words=["check the network, HTTP_PROXY, ", "HF_ENDPOINT"])
+
+
+def test_a_certificate_that_nobody_signed_ends_it_at_once(refused, tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"https://localhost:{server.server_port}")
+    refused("--source", "climbmix", "--data-dir", tmp_path / "data", words=["CERTIFICATE", "set SSL_CERT_FILE"])
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(hub, refused, tmp_path):
+    shards = tmp_path / "cpu/shards"
+    shards.mkdir(parents=True)
+    (shards / "shard_00000.parquet.part").symlink_to("/dev/full")
+    refused("--source", "climbmix", "--data-dir", tmp_path, words=["No space left on device", "make room"])
