@@ -52,6 +52,7 @@ from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, notify, reload_program
 from autoresearch.loop.slots import make_slots
 from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
+from autoresearch.machine import cores
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger, commit_results, note, print_table
@@ -216,7 +217,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.demo:
         os.environ |= {"AUTORESEARCH_SCALE": "cpu", "AUTORESEARCH_BUDGET": str(DEMO_BUDGET)}
         args.experiments = args.experiments or DEMO_EXPERIMENTS
-        args.slots = args.slots or min(4, os.cpu_count() or 1)
+        args.slots = args.slots or min(4, cores())
         args.tag = args.tag or "demo"
     args.proposer = args.proposer or ("command" if args.command else "constants" if args.demo else "anthropic")
     return args

@@ -370,13 +370,14 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
 
 def main(arguments: list[str] | None = None) -> None:
     from autoresearch.data.prepare import prepare_or_fail
+    from autoresearch.machine import cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="climbmix, stdlib or a folder (default: the scale's own)")
     parser.add_argument("--shards", type=int, default=10, help="training shards of climbmix, 1 to 6541 (default: 10)")
     parser.add_argument("--scale", choices=SCALES, default=SCALE, help=f"what to prepare for (default here: {SCALE})")
     parser.add_argument("--data-dir", type=Path, default=DATA_ROOT, help=f"parent of the scale's folder ({DATA_ROOT})")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="threads (default: all cores)")
     prepare_or_fail(**vars(parser.parse_args(arguments)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from autoresearch.judge.trust import start_limit
 from autoresearch.loop.inflight import Slot, Task, Train
 from autoresearch.loop.session import Session, run_options
+from autoresearch.machine import cores
 from autoresearch.nouns import FRESH, Run, RunResult
 from autoresearch.record.log import Log
 from autoresearch.run import cluster
@@ -32,7 +33,7 @@ def make_slots(args: Namespace, scale: str, log: Log) -> list[Slot]:
     if args.slots and scale != "cpu":
         fail("--slots is for the cpu scale; on GPUs give --gpus all, or a list like --gpus 0,1")
     names = visible_gpus(args.gpus) if args.gpus else [str(number) for number in range(args.slots or 1)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(names)))} if len(names) > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // len(names)))} if len(names) > 1 else {}
     if args.gpus:
         return [Slot(f"gpu {name}", threads | {"CUDA_VISIBLE_DEVICES": name}) for name in names]
     return [Slot(f"slot {name}" if len(names) > 1 else "", threads) for name in names]

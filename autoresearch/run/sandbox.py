@@ -23,6 +23,7 @@ from pathlib import Path
 
 from autoresearch.files import EVALUATOR, GUARDED, ROOT, SHOWN_TO_RUNS, data_root
 from autoresearch.guard import GB, folder_use
+from autoresearch.machine import machine_memory
 from autoresearch.process import under_guard
 
 INSTALL = "apt install bubblewrap"
@@ -169,16 +170,6 @@ def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = N
 
 # -----------------------------------------------------------------------------
 # Before and after a run
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine has, or that its container was given."""
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = Path("/sys/fs/cgroup") / name
-        text = path.read_text().strip() if path.exists() else ""
-        sizes += [int(text)] if text.isdecimal() else []
-    return min(sizes)
 
 
 def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> dict[str, int]:
