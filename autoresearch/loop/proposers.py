@@ -151,8 +151,9 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
         except ProposalFailed as failure:
             outcome = failure
         except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
-            session.log.write(traceback.format_exc())
-            outcome = ProposalFailed(f"{type(error).__name__}: {error} (traceback in loop.log)", context.used)
+            if not queue.asking.failures:
+                session.log.write(traceback.format_exc())
+            outcome = Fault(f"{type(error).__name__}: {error} (traceback in loop.log)", context.used)
         session.events.put(functools.partial(proposal_came, session, ledger, queue, asked, outcome))
 
     threading.Thread(target=work, daemon=True).start()

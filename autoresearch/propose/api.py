@@ -202,6 +202,9 @@ def ask(client: Any, conversation: Conversation) -> Any:
         except (anthropic.APIError, httpx2.RequestError) as error:
             raise_for_address(error)
             problem, wait = f"the connection failed: {cause_of(error)}", None
+        except anthropic.AnthropicError as error:  # a login has expired: a person may log in while the search waits
+            mend = "log in again, or set ANTHROPIC_API_KEY"
+            raise Fault(f"the API cannot be asked: {cause_of(error)}; {mend}") from error
         check_time(context)
         wait_to_retry(context, problem, wait or min(LONGEST_WAIT, 2**attempt) * random.uniform(0.75, 1))
 

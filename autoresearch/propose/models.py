@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from autoresearch.nouns import Usage
+from autoresearch.propose.context import CannotPropose
 from autoresearch.settings import Prices, Settings
 from autoresearch.text import one_line
 
@@ -18,9 +19,18 @@ READ_TIMEOUT = 300.0  # seconds without a byte, after which a stream counts as d
 
 
 def make_client(max_retries: int = 0) -> Any:
-    """An API client; ANTHROPIC_BASE_URL and the SDK's other variables work. Waiting is ours, so that it can be seen."""
-    import anthropic
+    """An API client; ANTHROPIC_BASE_URL and the SDK's other variables work. Waiting is ours, so that it can be seen.
 
+    Raises CannotPropose where the machine's proxy or certificates are of no use.
+    """
+    import anthropic
+    import httpx2
+
+    try:  # it takes up proxies and certificates as the SDK's own does, which would leave a traceback behind
+        httpx2.Client().close()
+    except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+        mend = "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+        raise CannotPropose(f"no connection can be made here: {cause_of(error)}; {mend}") from error
     return anthropic.Anthropic(max_retries=max_retries, timeout=anthropic.Timeout(READ_TIMEOUT, connect=15.0))
 
 

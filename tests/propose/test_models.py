@@ -1,5 +1,6 @@
 """The client and the model: what is checked before a search begins, and when program.md names another model."""
 
+import anthropic
 import pytest
 from anthropic_helpers import GOOD
 from loop_helpers import make_context
@@ -7,7 +8,7 @@ from messages_server import Failure, say
 
 from autoresearch.propose.anthropic import propose_by_claude
 from autoresearch.propose.api import check_model
-from autoresearch.propose.context import CannotPropose
+from autoresearch.propose.context import CannotPropose, Fault
 from autoresearch.settings import Prices, Settings
 
 
@@ -23,6 +24,8 @@ def test_a_good_model_says_nothing_and_an_answer_has_a_limit(api, tmp_path):
     ("variable", "value", "settings", "message"),
     [
         ("ANTHROPIC_API_KEY", "bad-key", {}, "answered 401 authentication_error: invalid key; check the key"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", {}, "no connection can be made here: ImportError: Using SOCKS proxy"),
+        ("SSL_CERT_FILE", "/no/such/file", {}, "no connection can be made here: FileNotFoundError"),
         ("ANTHROPIC_BASE_URL", "localhost:1234", {}, "should begin with http:// or https://"),
         ("ANTHROPIC_BASE_URL", "http://localhost:1234/v1", {}, "should end before /v1"),
         ("ANTHROPIC_API_KEY", "good-key\n", {}, "check ANTHROPIC_API_KEY"),
@@ -40,6 +43,15 @@ def test_what_only_a_person_can_mend_is_said(api, monkeypatch, variable, value, 
     with pytest.raises(CannotPropose) as failure:
         check_model(Settings(**settings))
     assert message in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_an_expired_login_is_no_edits_fault(api, tmp_path, monkeypatch):
+    def expired(*_):
+        raise anthropic.CredentialsError("the token has expired")
+
+    monkeypatch.setattr("autoresearch.propose.api.stream_reply", expired)
+    with pytest.raises(Fault, match="the token has expired; log in again"):
+        propose_by_claude(make_context(tmp_path))
 
 
 def test_an_old_model_works_without_thinking(api, tmp_path):
