@@ -4,9 +4,12 @@ The settings: the front matter of program.md, YAML between two --- lines. Unknow
     python -m autoresearch.settings > docs/settings.md     # the page of all settings, from the definitions below
 """
 
+import math
 import re
+import time
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -14,6 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic import NonNegativeFloat as Amount
 from pydantic import NonNegativeInt as Count
 from pydantic import PositiveInt as OneOrMore
+
+from autoresearch.text import plural
 
 DASHES = r"---[ \t]*$"  # the line before the front matter, and the one behind it
 # Settings of an older version, constants today.
@@ -112,6 +117,41 @@ class Settings(Group):
     def seconds_of_run(self, budget: int) -> float:
         """Seconds of wall-clock time after which a run that trains for `budget` seconds is killed."""
         return self.kill_after or max(2 * budget, budget + 180)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a session was asked for by its command line, and what its scale means."""
+
+    tag: str
+    proposer: str  # anthropic, command or constants
+    command: str
+    experiments: int | None  # --experiments
+    max_cost: float | None  # in place of program.md's
+    deadline: float  # time.monotonic() at which everything has to be over
+    scale: str
+    seed: int
+    time_budget: int  # seconds of training
+    steps: int  # of training, instead of that; 0: by time
+    max_seq_len: int
+    vocab_size: int
+
+    @property
+    def measured_budget(self) -> int:
+        """Seconds of training that a run is held to; 0: by steps, whatever they take."""
+        return 0 if self.steps else self.time_budget
+
+    @property
+    def until(self) -> str:
+        """When a session ends, in words."""
+        ends = [] if self.experiments is None else [plural(self.experiments, "experiment")]
+        return " and ".join([*ends, *([time.strftime("%a %H:%M", time.localtime(self.ends))] if self.ends else [])])
+
+    @property
+    def ends(self) -> float | None:
+        """The time of day of the deadline, as time.time(); None where there is none."""
+        left = self.deadline - time.monotonic()
+        return time.time() + left if math.isfinite(left) else None
 
 
 def group_of(kind: Any) -> type[Group] | None:

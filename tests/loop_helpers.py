@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -16,11 +17,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoresearch.loop.session import Options, Session
+from autoresearch.loop.briefing import make_context as loop_context
+from autoresearch.loop.inflight import Queue, Slot
+from autoresearch.loop.session import Session
 from autoresearch.propose.context import Context
+from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
+from autoresearch.record.repository import Repository
 from autoresearch.row import HEADER, Row, parse_row
-from autoresearch.settings import Settings
+from autoresearch.settings import Options, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("autoresearch/**/*.py")]]
@@ -169,23 +174,16 @@ def make_session(log: Path, proposer: str = "constants", settings: Settings | No
 
 
 def make_context(folder: Path, **changes) -> Context:
-    """What a proposer is told after a baseline and nothing else."""
-    values = {
-        "number": 1,
-        "seed": 42,
-        "scale": "cpu",
-        "max_seq_len": 128,
-        "time_budget": 20,
-        "vocab_size": 1024,
-        "settings": Settings(),
-        "instructions": "Make it better.",
-        "best_source": STUB,
-        "rows": [make_row()],
-        "noise": 0.01,
-        "folder": folder / "0001",
-        "notebook": folder / "notebook.md",
-    }
-    return Context(**(values | changes))
+    """What a proposer is told after a baseline and nothing else, or with these `changes`, by the loop's own maker."""
+    rows, source = changes.pop("rows", [make_row()]), changes.pop("best_source", STUB)
+    names = {item.name for item in dataclasses.fields(Options)}
+    options = {name: changes.pop(name) for name in list(changes) if name in names and name != "deadline"}
+    session = make_session(folder / "loop.log", settings=changes.pop("settings", None))
+    session.options, session.instructions = dataclasses.replace(session.options, **options), "Make it better."
+    ledger = Ledger(Repository(folder), "t", rows=rows, sources={row.number: source for row in rows})
+    context = loop_context(session, ledger, Queue([Slot()]), folder / "0001")
+    usual = {"notebook": folder / "notebook.md", "noise": 0.01, "read": lambda number, what: "", "check": None}
+    return dataclasses.replace(context, **usual | {"forbidden": lambda source: "", "number": len(rows)} | changes)
 
 
 def make_row(**changes) -> Row:

@@ -14,8 +14,9 @@ import sys
 
 sys.path.insert(0, os.getcwd())  # the repository of the test
 
-from autoresearch.loop import briefing, inflight, live, proposers
+from autoresearch.loop import inflight, live, proposers
 from autoresearch.nouns import RunResult
+from autoresearch.propose import dry_check
 from autoresearch.run import cluster
 from autoresearch.run.scoring import train_and_score
 from autoresearch.verbs import run_verb
@@ -35,7 +36,7 @@ def taking_the_printed(train):
 
 
 def believe_what_is_printed() -> None:
-    briefing.train_and_score = inflight.train_and_score = taking_the_printed(train_and_score)
+    dry_check.train_and_score = inflight.train_and_score = taking_the_printed(train_and_score)
     cluster.run_on_cluster = taking_the_printed(cluster.run_on_cluster)
     if os.path.exists(".git/serial"):  # see make_repository()
         proposers.look_ahead = lambda *_: 0

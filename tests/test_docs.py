@@ -10,7 +10,7 @@ import pytest
 from shipped import TRAIN
 
 from autoresearch import settings
-from autoresearch.propose.folder import README
+from autoresearch.propose.command import README
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

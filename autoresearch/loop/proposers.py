@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from autoresearch.loop.briefing import about_search, what_is_left
+from autoresearch.loop.briefing import make_context
 from autoresearch.loop.decide import decide, record
 from autoresearch.loop.inflight import (
     Ask,
@@ -25,29 +25,26 @@ from autoresearch.loop.inflight import (
     note_dropped,
 )
 from autoresearch.loop.limits import cannot_write, over_budget, run_seconds, time_for_more
-from autoresearch.loop.mergeable import forbidden
 from autoresearch.loop.session import Session, notify
-from autoresearch.loop.verdicts import attempt_runs, verdict_on
+from autoresearch.loop.verdicts import verdict_on
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE
-from autoresearch.propose.anthropic import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.command import propose_by_command
 from autoresearch.propose.constants import propose_constants
 from autoresearch.propose.context import (
     CannotPropose,
     Context,
-    Crash,
     Fault,
     NothingLeft,
     ProposalFailed,
     Refused,
-    Training,
 )
 from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
 from autoresearch.text import plural
 
 PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
-    "anthropic": propose_by_claude,
+    "anthropic": propose_by_anthropic,
     "command": propose_by_command,
     "constants": propose_constants,
 }
@@ -134,7 +131,10 @@ def answer(context: Context, proposer: str, constants_first: bool) -> Proposal:
 def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> None:
     """Ask the proposer in a thread, to mend what crashed or for something new. Its answer is an event of the loop."""
     queue.at_hand = crashed
-    context = make_context(session, ledger, queue, crashed)
+    folder = ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger)
+    context = make_context(session, ledger, queue, folder, crashed)
+    if not crashed:  # told once: to whoever begins next, not to who is at work already
+        context.note, queue.asking.notes = "\n\n".join(queue.asking.notes), []
     asked = Ask(context)
     context.begun = asked.begun.set
     context.spent = functools.partial(spent_beside, ledger, queue, asked)
@@ -170,56 +170,10 @@ def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
             proposal_came(session, ledger, queue, asked, Fault("it took too long", asked.context.used))
 
 
-# -----------------------------------------------------------------------------
-# What it is told
-
-
-def make_context(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> Context:
-    """All that the proposer may know at this moment."""
-    options, settings = session.options, session.settings
-    late = options.deadline - run_seconds(ledger, options.time_budget)
-    deadline = min(late, time.monotonic() + settings.proposal_timeout)
-    return Context(
-        number=ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
-        failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
-        waiting=queue.descriptions,
-        others=len(queue.asking.at_work),
-        trainings=recent_trainings(ledger),
-        note="" if crashed else hand_over_notes(queue.asking),
-        crash=crash_of(ledger, crashed) if crashed else None,
-        folder=ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger),
-        notebook=ledger.folder / "notebook.md",
-        deadline=deadline,
-        forbidden=functools.partial(forbidden, ledger),
-        should_stop=lambda: session.ending,
-        **about_search(session, ledger),
-        **what_is_left(session, ledger, queue),
-    )
-
-
-def hand_over_notes(asking: Asking) -> str:
-    """What the next proposer has to know. It is told once: to whoever begins next, not to who is at work already."""
-    notes, asking.notes = asking.notes, []
-    return "\n\n".join(notes)
-
-
 def spent_beside(ledger: Ledger, queue: Queue, asked: Ask) -> float:
     """US dollars so far, with what the other proposers at work have used by now."""
     others = sum(other.context.used.cost for other in [*queue.asking.at_work] if other is not asked)
     return ledger.spent + queue.spent + others
-
-
-def recent_trainings(ledger: Ledger, count: int = 3) -> list[Training]:
-    """How training went: the best's first run, then the last experiments'."""
-    best, runs = ledger.best.number, ledger.runs_by_number
-    last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-count:]
-    first = [runs[number][0] for number in [best, *last] if number in runs]
-    return [Training(run.number, run.result.losses, run.result.facts) for run in first if run.result.losses]
-
-
-def crash_of(ledger: Ledger, crashed: Candidate) -> Crash:
-    (*_, run) = attempt_runs(ledger, crashed)
-    return Crash(crashed.number, crashed.proposal.source, run.result.tail, crashed.repairs + 1)
 
 
 # -----------------------------------------------------------------------------
@@ -270,14 +224,15 @@ def no_proposal_came(
     """
     if session.stop.is_set() and not failure.usage.tokens:
         return
-    told = not isinstance(failure, Fault)  # where nobody's edit is to blame, later proposers need not know
+    fault, refused = isinstance(failure, Fault), isinstance(failure, Refused)
+    told = not fault and not refused  # where nobody's edit is to blame, no later proposer hears of it
     over = is_over(session, ledger, queue)
-    kind = "refused" if isinstance(failure, Refused) else "stopped" if over and not told else "failed"
+    kind = "refused" if refused else "stopped" if over and fault else "failed"
     if crashed:
         note_failure(ledger, str(failure), failure.usage, told=told, kind=kind)
     else:
         note_dropped(ledger, context.folder, str(failure), failure.usage, told=told, kind=kind)
-    if not crashed or not told:
+    if not crashed or fault:
         wait_longer(queue.asking, failure, context.note)
     session.blocked = session.blocked or block_reason(queue.asking, failure)
     wait = queue.asking.not_before - time.monotonic()
@@ -287,7 +242,7 @@ def no_proposal_came(
     if queue.asking.failures == GIVE_UP and not session.ending:
         notify(session, f"a person is needed: {GIVE_UP} proposals in a row failed, the last: {failure}")
     hope = queue.asking.failures < GIVE_UP and not over_budget(session.settings, ledger, queue)
-    if crashed and not told and (over or hope):
+    if crashed and fault and (over or hope):
         queue.crashed.append(crashed)
     elif crashed:
         verdict = verdict_on(ledger, session.options, session.settings, crashed)
@@ -309,7 +264,7 @@ def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
     """
     asking.failures += 1
     asking.failing_since = asking.failing_since if asking.failures > 1 else time.monotonic()
-    if not isinstance(failure, Fault):
+    if not isinstance(failure, Fault | Refused):
         asking.notes.append(f"The last proposal failed: {failure}")
     elif note and note not in asking.notes:  # as where the constants had their turn
         asking.notes.insert(0, note)

@@ -3,11 +3,9 @@ What this session was asked for, by its command line and by program.md, and what
 """
 
 import dataclasses
-import math
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,43 +20,8 @@ from autoresearch.record.ledger import Ledger, note
 from autoresearch.record.log import Log
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions
-from autoresearch.settings import Settings, flat, parse_program
-from autoresearch.text import one_line, plural, read_text
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, and what its scale means."""
-
-    tag: str
-    proposer: str  # anthropic, command or constants
-    command: str
-    experiments: int | None  # --experiments
-    max_cost: float | None  # in place of program.md's
-    deadline: float  # time.monotonic() at which everything has to be over
-    scale: str
-    seed: int
-    time_budget: int  # seconds of training
-    steps: int  # of training, instead of that; 0: by time
-    max_seq_len: int
-    vocab_size: int
-
-    @property
-    def measured_budget(self) -> int:
-        """Seconds of training that a run is held to; 0: by steps, whatever they take."""
-        return 0 if self.steps else self.time_budget
-
-    @property
-    def until(self) -> str:
-        """When a session ends, in words."""
-        ends = [] if self.experiments is None else [plural(self.experiments, "experiment")]
-        return " and ".join([*ends, *([time.strftime("%a %H:%M", time.localtime(self.ends))] if self.ends else [])])
-
-    @property
-    def ends(self) -> float | None:
-        """The time of day of the deadline, as time.time(); None where there is none."""
-        left = self.deadline - time.monotonic()
-        return time.time() + left if math.isfinite(left) else None
+from autoresearch.settings import Options, Settings, flat, parse_program
+from autoresearch.text import one_line, read_text
 
 
 @dataclass

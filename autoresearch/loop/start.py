@@ -19,10 +19,10 @@ from rich.console import Console
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import check_scale, expected_of
-from autoresearch.loop.briefing import prepare_cpu_data
-from autoresearch.loop.session import Options, Session, read_program, set_limits
+from autoresearch.loop.session import Session, read_program, set_limits
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
+from autoresearch.propose.dry_check import prepare_cpu_data
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.log import Log
 from autoresearch.record.reading import left_elsewhere, process_is_there, search_tags
@@ -36,7 +36,7 @@ from autoresearch.record.repository import (
     unfinished,
 )
 from autoresearch.run import gpu
-from autoresearch.settings import Settings
+from autoresearch.settings import Options, Settings
 from autoresearch.text import fail, one_line
 from autoresearch.view import listen
 

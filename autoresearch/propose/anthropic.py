@@ -5,11 +5,11 @@ anthropic: a proposer. Claude reads what was tried, edits train.py with an edito
     python agent_loop.py --hours 48                      # the default proposer; needs ANTHROPIC_API_KEY
     python -m pytest tests/propose                       # against a local server that speaks the protocol
 
-One conversation makes one experiment, and is continued where that experiment crashed by a slip. What it is shown is
-made in prompt.py, in an order that lets nearly all of it be read from the API's cache.
+One conversation makes one experiment, and is continued where that experiment crashed by a slip. It begins with the
+brief, whose order lets nearly all of it be read from the API's cache.
 
 Whatever the API does ends in a Proposal or in ProposalFailed (try again), Refused (the model declined, and is not asked
-the same again) or CannotPropose (a person has to mend something). The whole exchange is in exchange.json.
+the same again) or CannotPropose (a person has to fix something). The whole exchange is in exchange.json.
 """
 
 import dataclasses
@@ -21,24 +21,85 @@ from typing import Any
 from autoresearch.files import replace_file
 from autoresearch.nouns import Proposal
 from autoresearch.propose.api import BeginAgain, Conversation, ask
-from autoresearch.propose.context import CannotPropose, Context, ProposalFailed, Refused
+from autoresearch.propose.brief import NOTE_CHARACTERS, NOTEBOOK_CHARACTERS, Section, as_text, brief, read_notebook
+from autoresearch.propose.context import CannotPropose, Context, Crash, ProposalFailed, Refused
+from autoresearch.propose.history import FULL, clean, thinned, untrusted
 from autoresearch.propose.models import make_client
-from autoresearch.propose.prompt import (
-    HISTORY_CHARACTERS,
-    clean,
-    crash_text,
-    first_prompt,
-    read_notebook,
-    text_block,
-    untrusted,
-)
 from autoresearch.propose.tools import ToolError, argument, checked, edit_text, made_proposal
 from autoresearch.text import one_line
 
 READ_CHARACTERS = 12_000  # of what read_experiment shows
 STUMBLES = 3  # answers in a row without a usable tool call, after which the proposal counts as failed
-BEGINNINGS = 4  # of one proposal; where the prompt is too long, each with half the history
+BEGINNINGS = 4  # of one proposal; where the prompt is too long, each with half the lines of history
 NOTEBOOK = threading.Lock()  # several conversations may write it at once
+
+# -----------------------------------------------------------------------------
+# What it is told
+
+ROLE = """You are the researcher of an automatic experiment loop on the pretraining of small GPTs. Nobody watches:
+a person wrote the instructions that follow and reads the results in the morning.
+
+One conversation makes one experiment. You are shown the instructions, every experiment so far, and the best train.py.
+You edit that file with the editor (its path is train.py; it is shown in full below, so that viewing it again is seldom
+worth its cost), then call submit. The loop trains the file for a fixed time and measures val_bpb, bits per byte on
+held-out text; lower is better.
+
+# How to work with the tools
+
+- Make small, targeted edits, never a rewrite of the whole file. Put all edits that belong together and the submit into
+  one answer: each answer is a request that is paid for. If an edit misses, nothing is submitted, and you fix it.
+- Only submit ends your turn. Nobody reads a report, and nobody answers a question.
+- Before you submit, do the arithmetic: head dimension and divisibility, memory, the time of a step.{checked}
+- Your notebook (notebook.md, shown to you every time) is yours. Write into it what the history does not tell: what you
+  have learned, what to try next and why. Change the lines that changed; it may have {notebook} characters.
+"""
+
+CHECKED = """
+- submit first runs the file for two steps at a tiny size on the CPU; what fails there comes back to you. It does not
+  see what only a GPU does: kernels, memory, speed."""
+
+TASK = "Make experiment {number}: edit train.py, then submit."
+
+REPAIR = """Experiment {number} crashed (repair {attempt} of {repairs}): this looks like a slip in the code, not like a
+bad idea. train.py, as you view and edit it now, is the file that crashed, not the best one. Fix the slip, keep the
+idea, and submit again. If the idea itself cannot work, edit nothing and do not submit: answer in one sentence why,
+without calling a tool."""
+
+
+def text_block(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def cached(block: dict) -> dict:
+    """The block with a mark: the API keeps everything up to here for an hour. Three of the four that a request has."""
+    return block | {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+def crash_text(context: Context, crash: Crash) -> str:
+    """What went wrong, for the model to fix."""
+    text = REPAIR.format(number=crash.number, attempt=crash.attempt, repairs=context.settings.repairs)
+    return f"{text}\n\n{untrusted(crash.tail, NOTE_CHARACTERS)}"
+
+
+def section_blocks(section: Section) -> list[dict]:
+    """A section as blocks: its title and every part of it, so that one that has grown is read from the cache as far as
+    it was sent before. Each ends with a newline: nothing documents how neighbouring blocks are joined."""
+    parts = [f"```python\n{part}\n```" for part in section.parts] if section.file == "best.py" else section.parts
+    blocks = [text_block(f"{text}\n") for text in (f"# {section.title}\n", *parts)]
+    return [*blocks[:-1], cached(blocks[-1])] if section.settled and section.parts else blocks
+
+
+def first_prompt(context: Context, full: int) -> tuple[list, list]:
+    """(system, messages) of a new conversation, what changes least first. `full`: experiments with a line each."""
+    role = ROLE.format(notebook=NOTEBOOK_CHARACTERS, checked=CHECKED * bool(context.check))
+    sections = brief(context, full)
+    first, last = (next(n for n, s in enumerate(sections) if s.file == file) for file in ("program.md", "notebook.md"))
+    blocks = [block for section in sections[first:last] for block in section_blocks(section)]
+    task = crash_text(context, context.crash) if context.crash else TASK.format(number=context.number)
+    blocks.append(text_block(f"\n{as_text(sections[last:])}\n\n# Your task\n\n{task}\n"))
+    system = f"{role}\n{as_text(sections[:first])}\n"
+    return [text_block(system)], [{"role": "user", "content": blocks}]
+
 
 # -----------------------------------------------------------------------------
 # The answer
@@ -110,7 +171,7 @@ def tool_result(conversation: Conversation, call: Any, missed: bool) -> dict:
     result = {"type": "tool_result", "tool_use_id": call.id}
     try:
         if missed and call.name in ("submit", "check"):
-            raise ToolError("not done: an edit of this same answer failed. Mend that edit, then submit")
+            raise ToolError("not done: an edit of this same answer failed. Fix that edit, then submit")
         return result | {"content": use_tool(conversation, call.name, call.input)}
     except ToolError as error:
         return result | {"content": f"error: {error}", "is_error": True}
@@ -128,7 +189,8 @@ def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
     if name == "read_experiment":
         number, what = argument(arguments, "number", int), argument(arguments, "what", str)
         try:
-            return untrusted(context.read(number, what), READ_CHARACTERS)
+            text = context.read(number, what)
+            return untrusted(thinned(text) if what == "log" else text, READ_CHARACTERS)
         except ValueError as error:
             raise ToolError(str(error)) from error
     if name == "check" and context.check:
@@ -160,6 +222,7 @@ def submit(conversation: Conversation, arguments: dict) -> str:
     """Submit train.py as it is edited, after a check of a few steps, once for each text. Raises ToolError."""
     context, source = conversation.context, conversation.source
     proposal, answer = made_proposal(context, source, arguments), "submitted"
+    context.doing = f"being checked: {proposal.description}"
     if context.check and source not in conversation.checked:
         conversation.checked.add(source)
         answer = f"submitted; {checked(context, source)}"
@@ -190,9 +253,9 @@ def save(conversation: Conversation, outcome: str = "") -> None:
     replace_file(exchange_path(context), json.dumps(record, indent=1))
 
 
-def begin(context: Context, limit: int) -> Conversation:
-    """A new conversation, with at most `limit` characters of history."""
-    return Conversation(context, context.start, *first_prompt(context, limit))
+def begin(context: Context, full: int) -> Conversation:
+    """A new conversation, in which `full` experiments have a line each."""
+    return Conversation(context, context.start, *first_prompt(context, full))
 
 
 def resume(context: Context) -> Conversation | None:
@@ -224,25 +287,25 @@ def converse(client: Any, conversation: Conversation) -> Proposal:
 
 def converse_or_begin_again(client: Any, conversation: Conversation) -> Proposal:
     """The same, begun afresh where the API does not take the conversation; with half the history if it is too long."""
-    limit = HISTORY_CHARACTERS
+    full = FULL
     for _ in range(BEGINNINGS):
         try:
             return converse(client, conversation)
         except BeginAgain as error:
-            problem, limit = error, limit // 2 if error.shorter else limit
-            conversation.context.log(f"{problem}; beginning again with {limit} characters of history")
-            fresh = begin(conversation.context, limit)
+            problem, full = error, full // 2 if error.shorter else full
+            conversation.context.log(f"{problem}; beginning again with {full} experiments in full")
+            fresh = begin(conversation.context, full)
             conversation.source, conversation.system, conversation.messages = fresh.source, fresh.system, fresh.messages
-    mend = "lower `max_tokens:`, or take a model with a larger window" if problem.shorter else "see exchange.json"
-    raise CannotPropose(f"{problem}: {BEGINNINGS} times in a row; {mend}")
+    fix = "lower `max_tokens:`, or take a model with a larger window" if problem.shorter else "see exchange.json"
+    raise CannotPropose(f"{problem}: {BEGINNINGS} times in a row; {fix}")
 
 
-def propose_by_claude(context: Context) -> Proposal:
+def propose_by_anthropic(context: Context) -> Proposal:
     """The next train.py, or the repaired one. Raises ProposalFailed, Refused or CannotPropose.
 
     What it has cost is in context.used, whatever it ends with.
     """
-    conversation = resume(context) or begin(context, HISTORY_CHARACTERS)
+    conversation = resume(context) or begin(context, FULL)
     try:
         with make_client() as client:
             proposal = converse_or_begin_again(client, conversation)

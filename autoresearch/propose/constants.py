@@ -254,9 +254,9 @@ def propose_constants(context: Context) -> Proposal:
     """Change the constants with the steepest slopes. The same seed, number and history give the same proposal."""
     import numpy
 
-    rng = random.Random(f"{context.seed}/{context.number}")
+    rng = random.Random(f"{context.options.seed}/{context.number}")
     without_effect, rows = inert(context.rows), judged(context.rows)
-    found = numeric_constants(context.best_source, context.scale)
+    found = numeric_constants(context.best_source, context.options.scale)
     if not found:
         raise CannotPropose("train.py has no numeric constants at its top level that could be changed")
     constants = [constant for constant in found if constant.name not in without_effect]

@@ -1,41 +1,45 @@
 """
-What a proposer is told, and how it says that it has no edit. There are three proposers with one interface:
+What a proposer may know, and how it says that it has no edit. There are three proposers with one interface:
 
     propose(context) -> Proposal(description, source, usage)
 
-    anthropic   claude.py: Claude through the Messages API reads the history, edits train.py with a tool, submits
+    anthropic   anthropic.py: Claude through the Messages API edits train.py with a tool, and submits
     command     command.py: any coding agent's command line, run in a scratch folder that holds train.py
     constants   constants.py: no LLM, changes numeric constants of train.py; the baseline that an LLM has to beat
 
-A proposal always differs from the best train.py and parses. What cannot be made into one raises ProposalFailed (try
-again later), NothingLeft (there is no other edit for this best) or CannotPropose (a person has to mend something).
+The first two are told the same, by brief.py. A proposal always differs from the best train.py and parses. Without one,
+ProposalFailed is raised, or a kind of it that says what follows.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch.nouns import RunResult, Usage
 from autoresearch.row import Row
-from autoresearch.settings import Settings
+from autoresearch.settings import Options, Settings
 from autoresearch.source import edit_problem
 
 PLATEAU = 12  # experiments without a keep after which a search is on a plateau
 
 
-@dataclass
+@dataclass(frozen=True)
 class Training:
-    """How a run went, for a proposer to look at."""
+    """How a run went, for a proposer to look at. nan: not known, or not of this device."""
 
     number: int  # of the experiment
-    losses: list[tuple[float, float]]  # (percent of the budget, training loss), about a dozen
-    facts: dict[str, float]  # what its run printed and what was measured: num_steps, mfu_percent, peak_vram_mb, ...
+    losses: list[tuple[float, float]]  # (percent of the budget, mean training loss since the point before)
+    steps: int
+    tokens_per_second: float
+    memory_gb: float
+    mfu_percent: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Crash:
-    """A run that ended with an exception, for its proposer to mend."""
+    """A run that ended with an exception, for its proposer to fix."""
 
     number: int
     source: str  # the train.py that crashed
@@ -45,43 +49,36 @@ class Crash:
 
 @dataclass
 class Context:
-    """All that a proposer may know. Rows and failures only ever grow at their end while a search runs."""
+    """All that a proposer may know, and what it may call. Rows and failures only ever grow at their end."""
 
-    number: int  # the next free number: that of the experiment, if nothing else takes it meanwhile
-    seed: int
-    scale: str  # h100 or cpu
-    max_seq_len: int  # tokens
-    time_budget: int  # seconds of training
-    vocab_size: int
+    number: int  # of the experiment that it is to make
+    options: Options  # of the session: tag, command, scale, seed, budget, deadline
     settings: Settings
     instructions: str  # the prose of program.md
     best_source: str  # train.py as it is best so far
     rows: list[Row]  # every experiment, in the order of decision; row.parent is the commit of the best it was tried on
-    failures: list[tuple[int, str]] = field(default_factory=list)  # (rows before it, why there was no proposal)
+    folder: Path  # of this proposal: scratch, kept; becomes runs/<tag>/NNNN
+    notebook: Path  # the proposer's own notes, runs/<tag>/notebook.md
+    deadline: float  # time.monotonic() after which nobody waits for the proposal
     noise: float = math.nan  # standard deviation of a gain's run
-    waiting: list[str] = field(default_factory=list)  # descriptions of what runs or waits to run
+    keep_gain: float = math.nan  # a measured gain in val_bpb that is kept after one run; nan if it is not known
+    experiments_left: float = math.inf  # that still fit, by --hours and --experiments
+    failures: list[tuple[int, str]] = field(default_factory=list)  # (rows before it, why there was no proposal)
+    under_way: list[str] = field(default_factory=list)  # what runs, waits or is being written, in words
     trainings: list[Training] = field(default_factory=list)  # of the best, then of the last few
     note: str = ""  # what happened to the proposal before: failed, crashed, does not fit the new best
-    crash: Crash | None = None  # to be mended: the proposal is then a repaired train.py
-    folder: Path = Path()  # of this proposal: scratch, kept; becomes runs/<tag>/NNNN
-    notebook: Path = Path()  # the proposer's own notes, runs/<tag>/notebook.md
-    spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
-    deadline: float = math.inf  # time.monotonic() after which nobody waits for a proposal
-    command: str = ""
+    crash: Crash | None = None  # to be fixed: the proposal is then a repaired train.py
+
     read: Callable[[int, str], str] = lambda number, what: ""  # "diff", "log", "notes", "profile"; ValueError
     forbidden: Callable[[str], str] = lambda source: ""  # why a train.py may not run, or ""
+    check: Callable[[str], RunResult] | None = None  # the dry check of a train.py
     should_stop: Callable[[], bool] = lambda: False
+    spent: Callable[[], float] = lambda: 0.0  # US dollars so far, on all but this proposal; asked in its thread
     log: Callable[[str], None] = lambda line: None  # shown, and written to loop.log
-    others: int = 0  # proposers that are at work on experiments of their own at this moment
     begun: Callable[[], object] = lambda: None  # called when the answer begins to come
-    machine: str = ""  # what the trainings run on: device, memory, versions; some lines
-    keep_gain: float = math.nan  # a measured gain in val_bpb that is kept after one run; nan if it is not known
-    time_left: float = math.inf  # seconds of this session
-    experiments_left: float = math.inf  # that still fit, by --hours and --experiments
-    check: Callable[[str], RunResult] | None = None  # a few steps of a train.py at tiny size, on the CPU
+
     used: Usage = field(default_factory=Usage)  # by this proposal so far: set by the proposer while it is at work
-    tag: str = ""  # of the search
-    diffs: Callable[[list[int]], dict[int, str]] = lambda numbers: {}  # of several experiments, by number: one git call
+    doing: str = "begun"  # what it is at, in words for the other proposers: likewise
 
     @property
     def best(self) -> Row:
@@ -99,6 +96,11 @@ class Context:
         return next(filter(None, (edit_problem(text, source) for text in before)), "")
 
     @property
+    def hours_left(self) -> float:
+        """Of this session."""
+        return (self.options.deadline - time.monotonic()) / 3600
+
+    @property
     def streak(self) -> int:
         """How many experiments brought no gain since the best."""
         return len(self.rows) - 1 - self.rows.index(self.best)
@@ -110,7 +112,7 @@ class Context:
     @property
     def tried(self) -> list[str]:
         """The descriptions of what was tried on this very best, or is about to be."""
-        return [row.description for row in self.rows if row.parent == self.best.commit] + self.waiting
+        return [row.description for row in self.rows if row.parent == self.best.commit] + self.under_way
 
 
 class ProposalFailed(Exception):

@@ -8,14 +8,14 @@ the others, with a schema of its own: so it works on any server that speaks the 
 from typing import Any
 
 from autoresearch.nouns import Proposal
+from autoresearch.propose.brief import NOTEBOOK_CHARACTERS
 from autoresearch.propose.context import Context
-from autoresearch.propose.prompt import NOTEBOOK_CHARACTERS, untrusted
+from autoresearch.propose.dry_check import report
 from autoresearch.source import syntax_problem
 from autoresearch.text import one_line
 
-CHECK_CHARACTERS = 6_000  # of the end of a check's log
 ADVICE = (
-    "Mend it. If only the tiny size or the want of a GPU is why, submit the same text again: it is not checked twice."
+    "Fix it. If only the tiny size or the want of a GPU is why, submit the same text again: it is not checked twice."
 )
 HUGE = 1e9  # a number of the model's that is no line and no gain, as infinity is none
 
@@ -162,19 +162,12 @@ def syntax_warning(source: str) -> str:
 
 
 def checked(context: Context, source: str) -> str:
-    """What a few steps of a train.py showed. Raises ToolError with the end of its log if it failed, or with the
-    scorer's reason if its model was refused. The number is not looked at."""
+    """What a few steps of a train.py showed. Raises ToolError where that speaks against it."""
     assert context.check
-    result = context.check(source)
-    took = f"the check took {result.seconds:.0f} s"
-    if result.status in ("timeout", "interrupted"):  # says nothing: the machine may be busy
-        return f"{took} and was broken off, so that it says nothing: {one_line(result.error)}"
-    if result.status == "ok":
-        return f"{took}: two steps at a tiny size on the CPU went through"
-    if result.status == "invalid":
-        raise ToolError(f"{took}, and the scorer refuses the model: {one_line(result.error)}\n{ADVICE}")
-    log = untrusted(result.tail, CHECK_CHARACTERS)
-    raise ToolError(f"{took} and failed: {one_line(result.error)}\n{log}\n{ADVICE}")
+    good, text = report(context.check(source))
+    if not good:
+        raise ToolError(f"{text}\n{ADVICE}")
+    return text
 
 
 def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:

@@ -5,8 +5,9 @@ propose: one real proposal, shown in full, and nothing trained. The first thing 
     python agent_loop.py propose                 # what came back: answers, tokens by kind, thinking, cost, the diff
     python agent_loop.py propose --no-check      # without the check of the edit for two steps on the CPU
 
-It reads train.py, program.md and the search of this checkout, and writes only runs/propose/NNNN/ (and the notebook
-there). Run twice within an hour, the second should read most of its input from the API's cache.
+It reads program.md and the search whose branch is checked out, or train.py where there is none, and writes only
+runs/propose/NNNN/ and the notebook there. Run twice within an hour, the second should read most of its input from the
+API's cache.
 """
 
 import argparse
@@ -15,21 +16,20 @@ import json
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from autoresearch.files import ROOT
-from autoresearch.judge.knowledge import USUAL_NOISE
-from autoresearch.judge.static_check import audit_source
-from autoresearch.loop.briefing import about_session, make_check
+from autoresearch.loop.briefing import make_context
+from autoresearch.loop.inflight import Queue, Slot
 from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_proposer, new_session
 from autoresearch.nouns import Proposal
-from autoresearch.propose.anthropic import exchange_path, propose_by_claude
+from autoresearch.propose.anthropic import exchange_path, propose_by_anthropic
 from autoresearch.propose.context import Context, ProposalFailed, Refused
+from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_ledger
 from autoresearch.record.repository import current_branch, open_repository
-from autoresearch.row import Row
+from autoresearch.row import TYPES, Row
 
 # -----------------------------------------------------------------------------
 # What it is told
@@ -44,47 +44,19 @@ def make_session(max_cost: float | None) -> Session:
 
 def baseline_row() -> Row:
     """A row for a train.py that was not measured yet."""
-    return Row(
-        commit="0000000",
-        val_bpb=math.nan,
-        memory_gb=0.0,
-        status="keep",
-        description="baseline, not measured yet",
-        number=0,
-        gain=math.nan,
-        parent="0000000",
-        seconds=0.0,
-        tokens=0,
-        cost=0.0,
-        started="",
-        noise=math.nan,
-        runs="",
-    )
+    numbers = dict.fromkeys(("val_bpb", "gain", "noise"), math.nan)
+    empty: dict[str, Any] = {name: kind() for name, kind in TYPES.items()}
+    return Row(**empty | numbers | {"status": "keep", "description": "baseline, not measured yet"})
 
 
-def no_past(number: int, what: str) -> str:
-    raise ValueError("past experiments cannot be looked at in a single proposal")
-
-
-def make_context(session: Session, folder: Path, with_check: bool) -> Context:
-    """The Context of a search that stands where this checkout does."""
+def find_ledger() -> Ledger:
+    """The search whose branch is checked out; else one that has only this train.py as its baseline."""
     repo = open_repository(ROOT)
-    rows = read_ledger(repo, current_branch(repo).removeprefix("autoresearch/") or "HEAD")[0].rows
-    source = (ROOT / "train.py").read_text()
-    return Context(
-        number=max([row.number for row in rows], default=0) + 1,
-        best_source=source,
-        rows=rows if any(row.status == "keep" for row in rows) else [baseline_row()],
-        noise=USUAL_NOISE[session.options.scale].sigma,
-        folder=folder,
-        notebook=folder.parent / "notebook.md",
-        deadline=time.monotonic() + session.settings.proposal_timeout,
-        read=no_past,
-        forbidden=lambda edited: audit_source(edited, source),
-        log=print,
-        check=make_check(session) if with_check else None,
-        **about_session(session),
-    )
+    branch = current_branch(repo)
+    ledger, _ = read_ledger(repo, branch.removeprefix("autoresearch/") or "HEAD")
+    if branch.startswith("autoresearch/") and ledger.kept:
+        return ledger
+    return Ledger(repo, "propose", rows=[baseline_row()], sources={0: (ROOT / "train.py").read_text()})
 
 
 # -----------------------------------------------------------------------------
@@ -144,10 +116,12 @@ def main(arguments: list[str]) -> None:
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"
     session = make_session(args.max_cost)
     check_proposer("anthropic", session.settings)
-    context = make_context(session, folder, not args.no_check)
+    context = make_context(session, find_ledger(), Queue([Slot()]), folder)
+    context.notebook = place / "notebook.md"
+    context.check = None if args.no_check else context.check
     print(f"asking {session.settings.model}, effort {session.settings.effort}, for one proposal; nothing is trained\n")
     try:
-        proposal = propose_by_claude(context)
+        proposal = propose_by_anthropic(context)
     except ProposalFailed as failure:
         show_exchange(context)
         kind = "a refusal" if isinstance(failure, Refused) else "no proposal"

@@ -25,7 +25,7 @@ from autoresearch.settings import Settings
 def search(tmp_path, monkeypatch):
     """(session, ledger, queue) of a search that has its baseline."""
     folder = make_repository(tmp_path / "repo")
-    for module in ("record.ledger", "record.restore", "loop.limits", "loop.briefing"):
+    for module in ("record.ledger", "record.restore", "loop.limits"):
         monkeypatch.setattr(f"autoresearch.{module}.ROOT", folder)
     session = make_session(folder / "runs/t/loop.log", "command", Settings(max_cost=4.0))
     (ledger, _), queue = read_ledger(open_repository(folder), "t"), Queue([Slot()])
@@ -48,12 +48,12 @@ def add_row(session, ledger, queue, cost: float) -> None:
 # Money
 
 
-def test_what_those_at_work_will_cost_counts(search):
+def test_what_those_at_work_will_cost_counts(search, tmp_path):
     session, ledger, queue = search
     add_row(session, ledger, queue, 1.0)
-    context = proposers.make_context(*search, None)
+    context = proposers.make_context(*search, tmp_path)
     assert not over_budget(session.settings, ledger, queue)
-    queue.asking.at_work = [Ask(context), Ask(proposers.make_context(*search, None))]
+    queue.asking.at_work = [Ask(context), Ask(proposers.make_context(*search, tmp_path))]
     assert not over_budget(session.settings, ledger, queue), "1 is spent, two at work and the next may cost 1 each"
     context.used = Usage(1, cost=1.01)
     assert "could pass max_cost $4.00: $1.00 are spent" in over_budget(session.settings, ledger, queue)
@@ -96,7 +96,8 @@ def crashed(search) -> Candidate:
 
 def fail_repair(session, ledger, queue, crashed) -> list[str]:
     """Let its repair end with a fault that has used tokens. What the experiment's rows say then."""
-    asked = Ask(proposers.make_context(session, ledger, queue, queue.crashed.popleft()))
+    folder = ledger.experiment_folder(crashed.number)
+    asked = Ask(proposers.make_context(session, ledger, queue, folder, queue.crashed.popleft()))
     queue.asking.at_work.append(asked)
     proposal_came(session, ledger, queue, asked, Fault("no more", Usage(1, cost=0.5)))
     assert ledger.failures[-1].cost == 0.5

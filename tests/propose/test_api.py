@@ -10,7 +10,7 @@ from messages_server import Failure, editor, refuse, replace, say, thinking
 
 from autoresearch.propose import api as messages_api
 from autoresearch.propose import models
-from autoresearch.propose.anthropic import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.api import retry_after
 from autoresearch.propose.context import CannotPropose, Fault, ProposalFailed, Refused
 from autoresearch.propose.models import cost_line, known_name, price_problem, priced, prices_of
@@ -43,7 +43,7 @@ def test_what_passes_is_waited_out(api, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(models, "READ_TIMEOUT", 0.5)
     lines, changes = logged()
     api.replies[:] = [fault, fault, say(*GOOD)]
-    assert propose_by_claude(make_context(tmp_path, **changes)).description == "lower the level"
+    assert propose_by_anthropic(make_context(tmp_path, **changes)).description == "lower the level"
     assert len(lines) == 2 and all("asking again in" in line for line in lines), lines
     assert [request["body"] for request in api.requests[1:]] == [api.requests[0]["body"]] * 2
 
@@ -52,7 +52,7 @@ def test_retry_after_is_obeyed(api, tmp_path):
     lines, changes = logged()
     api.replies[:] = [Failure(429, "rate_limit_error", headers={"retry-after": "1"}), say(*GOOD)]
     started = time.monotonic()
-    propose_by_claude(make_context(tmp_path, **changes))
+    propose_by_anthropic(make_context(tmp_path, **changes))
     assert retry_after("1.5") == 1.5 and retry_after("soon") is retry_after("") is None
     assert time.monotonic() - started >= 1 and "rate_limit_error" in lines[0] and "in 1 s" in lines[0]
 
@@ -60,10 +60,10 @@ def test_retry_after_is_obeyed(api, tmp_path):
 def test_no_wait_outlasts_the_deadline(api, tmp_path):
     api.replies[:] = [Failure(429, "rate_limit_error", headers={"retry-after": "3600"})]
     with pytest.raises(ProposalFailed, match="to wait 3600 s for another attempt is too late"):
-        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 60))
+        propose_by_anthropic(make_context(tmp_path, deadline=time.monotonic() + 60))
     api.replies[:] = [Failure(529, "overloaded_error")] * 1000
     with pytest.raises(ProposalFailed, match=r"too late|no time was left"):
-        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 1))
+        propose_by_anthropic(make_context(tmp_path, deadline=time.monotonic() + 1))
     assert 3 < len(api.requests) < 1000
 
 
@@ -71,11 +71,11 @@ def test_a_request_to_stop_ends_waiting_and_streams(api, tmp_path, monkeypatch):
     monkeypatch.setattr(messages_api, "LONGEST_WAIT", 60.0)
     api.replies[:] = [Failure(529, "overloaded_error", headers={"retry-after": "60"})]
     with pytest.raises(Fault, match="stopped"):
-        propose_by_claude(make_context(tmp_path, should_stop=lambda: len(api.requests) > 0))
+        propose_by_anthropic(make_context(tmp_path, should_stop=lambda: len(api.requests) > 0))
     api.replies[:] = [say(fault="pings", begun="I think of this and that. " * 100)]  # then pings, and nothing else
     context = make_context(tmp_path, should_stop=lambda: len(api.bills) > 0)
     with pytest.raises(Fault, match="stopped") as caught:
-        propose_by_claude(context)
+        propose_by_anthropic(context)
     assert not api.released.is_set() and caught.value.usage.tokens > 0  # the API bills what it has read ...
     assert caught.value.usage == context.used
 
@@ -83,7 +83,7 @@ def test_a_request_to_stop_ends_waiting_and_streams(api, tmp_path, monkeypatch):
 def test_a_deadline_cuts_a_stream_that_only_pings(api, tmp_path):
     api.replies[:] = [say(fault="pings")]
     with pytest.raises(Fault, match="no time was left"):
-        propose_by_claude(make_context(tmp_path, deadline=time.monotonic() + 1))
+        propose_by_anthropic(make_context(tmp_path, deadline=time.monotonic() + 1))
 
 
 # -----------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_a_deadline_cuts_a_stream_that_only_pings(api, tmp_path):
 def test_what_waiting_does_not_mend_ends_the_session_at_once(api, tmp_path, failure, message):
     api.replies[:] = [failure]
     with pytest.raises(CannotPropose, match=message):
-        propose_by_claude(make_context(tmp_path))
+        propose_by_anthropic(make_context(tmp_path))
     assert len(api.requests) == 1
     assert "failed: " in json.loads((tmp_path / "0001" / "exchange.json").read_text())["outcome"]
 
@@ -126,13 +126,13 @@ def test_what_waiting_does_not_mend_ends_the_session_at_once(api, tmp_path, fail
 def test_a_conversation_that_is_refused_begins_again(api, tmp_path, fault):
     lines, changes = logged()
     api.replies[:] = [say(thinking("so"), replace("LEVEL = 2.0", "LEVEL = 8")), fault, say(*GOOD)]
-    assert "LEVEL = 1.9" in propose_by_claude(make_context(tmp_path, **changes)).source
+    assert "LEVEL = 1.9" in propose_by_anthropic(make_context(tmp_path, **changes)).source
     assert (
         prompt_of(api.requests[0]) == prompt_of(api.requests[2]) and len(lines) == 1 and "beginning again" in lines[0]
     )
     api.replies[:] = [fault] * 9
     with pytest.raises(CannotPropose, match="4 times in a row"):
-        propose_by_claude(make_context(tmp_path))
+        propose_by_anthropic(make_context(tmp_path))
     assert len(api.requests) == 3 + 4
 
 
@@ -147,7 +147,7 @@ def test_a_conversation_that_is_refused_begins_again(api, tmp_path, fault):
 def test_a_refusal_is_an_answer(api, tmp_path, reply, message):
     api.replies[:] = [say(editor("view")), reply, say(*GOOD)]
     with pytest.raises(Refused, match=message) as caught:
-        propose_by_claude(make_context(tmp_path))
+        propose_by_anthropic(make_context(tmp_path))
     assert len(api.requests) == 2 and len(api.replies) == 1  # it is not asked again
     assert caught.value.usage.cache_write > 0
     exchange = json.loads((tmp_path / "0001" / "exchange.json").read_text())
@@ -163,29 +163,31 @@ def test_a_refusal_is_an_answer(api, tmp_path, reply, message):
 def test_turns_and_money_are_limited(api, tmp_path):
     api.replies[:] = [say(editor("view"))] * 3
     with pytest.raises(ProposalFailed, match="nothing was submitted in 3 turns"):
-        propose_by_claude(make_context(tmp_path, settings=Settings(max_turns=3)))
+        propose_by_anthropic(make_context(tmp_path, settings=Settings(max_turns=3)))
     api.replies[:] = [say("Well.")] * 9
     with pytest.raises(ProposalFailed, match="3 answers in a row"):
-        propose_by_claude(make_context(tmp_path))
+        propose_by_anthropic(make_context(tmp_path))
     asked = len(api.requests)
     api.replies[:] = [say(editor("view")), say(*GOOD)]
     settings = Settings(max_cost=1.0)
     with pytest.raises(Fault, match=r"max_cost of \$1.00 is reached") as caught:
-        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 0.99999))
+        propose_by_anthropic(make_context(tmp_path, settings=settings, spent=lambda: 0.99999))
     assert len(api.requests) == asked + 1 and caught.value.usage.cost > 0
     with pytest.raises(ProposalFailed, match="max_cost"):
-        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 1.0))
+        propose_by_anthropic(make_context(tmp_path, settings=settings, spent=lambda: 1.0))
     assert len(api.requests) == asked + 1
     api.replies[:] = [say(editor("view"))] * 5
     with pytest.raises(Fault, match=r"max_cost of \$1.00 is reached"):  # by what others use meanwhile
-        propose_by_claude(make_context(tmp_path, settings=settings, spent=lambda: 0.45 * (len(api.requests) - asked)))
+        propose_by_anthropic(
+            make_context(tmp_path, settings=settings, spent=lambda: 0.45 * (len(api.requests) - asked))
+        )
     assert len(api.requests) == asked + 3
 
 
 def test_an_answer_that_breaks_off_is_booked_by_what_came(api, tmp_path):
     thought = "I weigh three candidates. " * 1000
     api.replies[:] = [say(fault="end", begun=thought), say(*GOOD)]
-    usage = propose_by_claude(make_context(tmp_path)).usage
+    usage = propose_by_anthropic(make_context(tmp_path)).usage
     lost, _ = json.loads((tmp_path / "0001" / "exchange.json").read_text())["turns"]
     assert lost["usage"]["output"] == round(len(thought) / 3.5) and lost["stop_reason"] is None
     assert usage.cost > 20 * len(thought) / 3.5 / 1e6
@@ -196,13 +198,13 @@ def test_what_an_unforeseen_error_has_cost_is_known(api, tmp_path):
     api.replies[:] = [say("\ud800", editor("view"))]
     context = make_context(tmp_path)
     with pytest.raises(UnicodeEncodeError):
-        propose_by_claude(context)
+        propose_by_anthropic(context)
     assert context.used.cost > 0 and context.used.output > 0
 
 
 def test_each_lifetime_of_the_cache_has_its_price(api, tmp_path):
     api.replies[:] = [say(thinking("hm"), editor("view")), say(*GOOD)]
-    used = propose_by_claude(make_context(tmp_path)).usage
+    used = propose_by_anthropic(make_context(tmp_path)).usage
     written = [bill["cache_creation"] for bill in api.bills]
     for_an_hour, brief = (sum(w[f"ephemeral_{name}_input_tokens"] for w in written) for name in ("1h", "5m"))
     read = sum(bill["cache_read_input_tokens"] for bill in api.bills)

@@ -1,6 +1,5 @@
 """command with real programs: scripts that behave like coding agents, well or badly."""
 
-import json
 import math
 import os
 import re
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 from loop_helpers import ROOT, STUB, make_context, make_row, processes_in
 
-from autoresearch.propose.command import propose_by_command
+from autoresearch.propose.command import README, propose_by_command, read_description
 from autoresearch.propose.context import Crash, Fault, ProposalFailed, Training
-from autoresearch.propose.folder import README, read_description
 from autoresearch.settings import Settings
 
 # Reads what it is given, talks for a while on both streams with colours, edits train.py, sums up: as coding agents do.
@@ -46,41 +44,44 @@ def test_command_finds_all_that_is_known_and_gives_back_train_py(tmp_path):
         rows=[make_row(steps=180), discard],
         noise=0.05,
         keep_gain=0.07,
-        time_left=5400.0,
-        waiting=["a bigger batch"],
-        trainings=[Training(0, [(10.0, 6.5), (100.0, 4.25)], {"num_steps": 180.0})],
+        under_way=["2, running: a bigger batch"],
+        trainings=[Training(0, [(10.0, 6.5), (100.0, 4.25)], 180, 10_000.0, 0.5, math.nan)],
         read=lambda number, what: f"{what} of {number}",
-        diffs=lambda numbers: {number: f"+diff {number}\n" for number in numbers},
-        tag="t",
     )
     proposal = propose_by_command(context)
     assert (proposal.description, proposal.source) == ("my idea", STUB + "X = 1\n")
     assert not list(folder_of(tmp_path).iterdir())  # what was given does not stay there
     folder = tmp_path / "0001/seen"
     texts = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    assert texts["program.md"] == "Make it better." and texts["note.txt"] == "it crashed"
+    assert texts["program.md"] == "Make it better." and texts["best.py"] == STUB
     assert "def make_dataloader" in texts["prepare_data.py"]
     assert texts["results.tsv"].splitlines()[0].endswith("best\tsteps\ttokens_per_second")
     assert "1 on 0 | discard" in texts["history.md"] and "worse" in texts["history.md"]
-    assert json.loads(texts["best.json"]) == {
-        "experiment": 1,
-        "repair": 0,
-        "best": 0,
-        "val_bpb": 2.0,
-        "noise": 0.05,
-        "keep_needs_gain": 0.07,
-        "steps": 180,
-        "tokens_per_second": 10000.0,
-        "hours_left": 1.5,
-        "experiments_left": None,  # no limit
-    }
-    assert texts["curves.tsv"].splitlines() == ["number\tpercent\tloss", "0\t10.0\t6.5000", "0\t100.0\t4.2500"]
-    assert texts["diffs/0001.patch"] == "+diff 1\n" and texts["logs/0000.txt"] == "log of 0"
-    assert texts["running.md"] == "- a bigger batch\n" and texts["profile.txt"] == "profile of 0"
+    assert texts["diffs/0001.patch"] == "diff of 1" and texts["logs/0000.txt"] == "log of 0"
+    told = ("it crashed", "gain of 0.070000", "10 % 6.500, 100 % 4.250", "2, running: a bigger batch", "profile of 0")
+    assert all(text in texts["now.md"] for text in told)
     named = re.findall(r"^\| `([\w./]+)`", texts["README.md"], re.MULTILINE)
     there = {re.sub(r"\d{4}", "NNNN", name) for name in texts}
     assert there - {"README.md"} == set(named) - {"crash.txt", "last_attempt.py"}
     assert "refs/autoresearch/t/NNNN" in texts["README.md"]
+
+
+@pytest.mark.slow
+def test_the_check_in_the_folder_finds_a_slip_as_the_loop_would(tmp_path, prepared):
+    """The script as it lies there, with a real training of two steps."""
+    source, fixed = (ROOT / "train.py").read_text(), "self.gate(x[..., :GATE_CHANNELS])"
+    slipped = source.replace(fixed, "self.gate(x)")
+    for name, text in (("slipped.py", slipped), ("fixed.py", source.replace(fixed, f"{fixed} * 0.9"))):
+        (tmp_path / name).write_text(text)
+    command = "".join(
+        f"cp {path} train.py; sh check.sh > ../{name}; echo $? >> ../{name};"
+        for name, path in (("same", "best.py"), ("slip", f"{tmp_path}/slipped.py"), ("good", f"{tmp_path}/fixed.py"))
+    )
+    propose_by_command(make_context(tmp_path, best_source=source, command=command))
+    slip, good, same = ((tmp_path / f"0001/{name}").read_text() for name in ("slip", "good", "same"))
+    assert "mat1 and mat2 shapes cannot be multiplied" in slip and slip.endswith("\n1\n"), slip
+    assert "two steps at a tiny size on the CPU went through" in good and good.endswith("\n0\n"), good
+    assert same == "train.py is unchanged\n1\n"
 
 
 def test_the_folder_and_its_page_name_the_same_files():
@@ -176,9 +177,8 @@ def test_an_agent_is_taken_at_its_train_py_and_nothing_else(tmp_path, agent):
 
 def test_an_agent_may_put_its_folder_upside_down(tmp_path):
     turned = "rm -r diffs notebook.md; echo mine > diffs; mkdir notebook.md description.txt profile.txt"
-    context = make_context(
-        tmp_path, command=f"{turned}; echo X = 1 >> train.py; echo my idea", diffs=lambda _: {0: "-"}
-    )
+    command = f"{turned}; echo X = 1 >> train.py; echo my idea"
+    context = make_context(tmp_path, command=command, read=lambda number, what: "-")
     proposal = propose_by_command(context)
     assert (proposal.source, proposal.description) == (STUB + "X = 1\n", "my idea")
 

@@ -79,7 +79,7 @@ def test_it_does_not_repeat_itself_on_the_same_best(tmp_path):
     source, seen = "LR = 0.5\nrun(LR)\n", []
     with pytest.raises(ProposalFailed, match="not tried"):
         for number in range(100):
-            seen.append(propose(tmp_path, number=number, best_source=source, waiting=list(seen)).description)
+            seen.append(propose(tmp_path, number=number, best_source=source, under_way=list(seen)).description)
             seen[-1] += " [suspiciously good]" * (number % 2)
     assert len(seen) == len(set(seen)) == 4
     rows = [make_row(), *(tried(description, -0.1, n) for n, description in enumerate(seen, 1))]

@@ -6,7 +6,7 @@ from anthropic_helpers import GOOD
 from loop_helpers import make_context
 from messages_server import Failure, say
 
-from autoresearch.propose.anthropic import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import CannotPropose, Fault
 from autoresearch.settings import Prices, Settings
@@ -15,8 +15,8 @@ from autoresearch.settings import Prices, Settings
 def test_a_good_model_says_nothing_and_an_answer_has_a_limit(api, tmp_path):
     assert check_model(Settings()) == []
     api.replies[:] = [say(*GOOD), say(*GOOD)]
-    propose_by_claude(make_context(tmp_path))
-    propose_by_claude(make_context(tmp_path, settings=Settings(max_tokens=9000)))
+    propose_by_anthropic(make_context(tmp_path))
+    propose_by_anthropic(make_context(tmp_path, settings=Settings(max_tokens=9000)))
     assert [request["body"]["max_tokens"] for request in api.requests] == [32_000, 9000]
 
 
@@ -58,7 +58,7 @@ def test_an_old_model_works_without_thinking(api, tmp_path):
     settings = Settings(model="claude-haiku-4-5", effort=None)
     assert check_model(settings) == ["no price of claude-haiku-4-5 is known: dollars are not counted"]
     api.replies[:] = [say(*GOOD)]
-    propose_by_claude(make_context(tmp_path, settings=settings))
+    propose_by_anthropic(make_context(tmp_path, settings=settings))
     assert not {"thinking", "output_config"} & api.requests[0]["body"].keys()
 
 
@@ -97,7 +97,7 @@ def test_a_server_that_has_only_messages(api, tmp_path, monkeypatch):
     (warning,) = check_model(settings)
     assert "going on without" in warning
     api.replies[:] = [say(*GOOD)]
-    proposal = propose_by_claude(make_context(tmp_path, settings=settings))
+    proposal = propose_by_anthropic(make_context(tmp_path, settings=settings))
     body = api.requests[0]["body"]
     assert proposal.description == "lower the level" and proposal.usage.cost == 0 and body["max_tokens"] == 8000
     assert all("input_schema" in tool for tool in body["tools"])

@@ -10,7 +10,7 @@ from loop_helpers import STUB, make_context
 from messages_server import editor, note, replace, say, submit, tool
 
 from autoresearch.nouns import RunResult
-from autoresearch.propose.anthropic import propose_by_claude
+from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.tools import ToolError, edit_text
 from autoresearch.run.training import RunOptions, run_training
 
@@ -85,7 +85,7 @@ def test_bad_edits_go_back_to_the_model(api, tmp_path):
         say(submit(" \n "), submit("mended"), submit("again")),
     ]
     forbidden = {"forbidden": lambda source: "line 2: uses the network (`socket`)" if "socket" in source else ""}
-    proposal = propose_by_claude(make_context(tmp_path, **forbidden))
+    proposal = propose_by_anthropic(make_context(tmp_path, **forbidden))
     assert proposal.source == STUB.replace("LEVEL = 2.0", "LEVEL = 1") and proposal.description == "mended"
     answers = [results_of(request) for request in api.requests[1:]]
     assert answers[0] == [(True, "error: train.py is unchanged")]
@@ -121,7 +121,7 @@ def test_half_an_idea_is_not_submitted(api, tmp_path):
     def read(number, what):
         raise ValueError("there is no experiment 9")
 
-    proposal = propose_by_claude(make_context(tmp_path, read=read))
+    proposal = propose_by_anthropic(make_context(tmp_path, read=read))
     told, *edits = results_of(api.requests[1])
     assert "an edit of this same answer failed" in told[1] and [error for error, _ in edits] == [False, True]
     assert "LEVEL = 1.9" in proposal.source and "import math, json" in proposal.source  # a failed look blocks nothing
@@ -129,7 +129,7 @@ def test_half_an_idea_is_not_submitted(api, tmp_path):
 
 def test_submit_comes_last_wherever_it_stands(api, tmp_path):
     api.replies[:] = [say(submit("lower"), replace("LEVEL = 2.0", "LEVEL = 1.9"))]
-    assert "LEVEL = 1.9" in propose_by_claude(make_context(tmp_path)).source
+    assert "LEVEL = 1.9" in propose_by_anthropic(make_context(tmp_path)).source
 
 
 def test_the_notebook_is_a_file_of_the_editor(api, tmp_path):
@@ -144,7 +144,7 @@ def test_the_notebook_is_a_file_of_the_editor(api, tmp_path):
     ]
     read = {(0, "profile"): "", (3, "log"): "Traceback\n\x1b[31mboom", (2, "profile"): "200 ms per step"}
     context = make_context(tmp_path, read=lambda *asked: read[asked])
-    proposal = propose_by_claude(context)
+    proposal = propose_by_anthropic(context)
     assert context.notebook.read_text() == "never crash again\nbe bold\n"
     view, log, profile = results_of(api.requests[2])
     assert view == (False, "1\tnever crash again\n2\tbe bold")
@@ -176,7 +176,7 @@ def test_a_slip_comes_back_before_it_costs_a_run(api, tmp_path, check):
         say(replace("oops", "1.9"), tool("check")),
         say(submit("mended")),
     ]
-    proposal = propose_by_claude(make_context(tmp_path, check=run))
+    proposal = propose_by_anthropic(make_context(tmp_path, check=run))
     assert (
         proposal.source == STUB.replace("LEVEL = 2.0", "LEVEL = 1.9") and len(ran) == 2
     )  # what was checked is not checked again
@@ -194,7 +194,7 @@ def test_a_slip_comes_back_before_it_costs_a_run(api, tmp_path, check):
 def test_what_only_fails_for_want_of_a_gpu_may_be_submitted(api, tmp_path, check):
     run, ran = check
     api.replies[:] = [say(replace("LEVEL = 2.0", "LEVEL = gpu_only()"), submit("a kernel")), say(submit("a kernel"))]
-    assert "gpu_only" in propose_by_claude(make_context(tmp_path, check=run)).source and len(ran) == 1
+    assert "gpu_only" in propose_by_anthropic(make_context(tmp_path, check=run)).source and len(ran) == 1
     exchange = json.loads((tmp_path / "0001" / "exchange.json").read_text())
     assert exchange["messages"][-1]["content"][0]["content"] == "submitted"
 
@@ -205,7 +205,7 @@ def test_a_refusal_of_the_scorer_comes_back_before_it_costs_a_run(api, tmp_path)
     refused = RunResult(
         "invalid", 9.0, error="not causal: losses change", printed={"num_steps": 2.0}, tail="num_steps: 2"
     )
-    assert "LEVEL" in propose_by_claude(make_context(tmp_path, check=lambda source: refused)).source
+    assert "LEVEL" in propose_by_anthropic(make_context(tmp_path, check=lambda source: refused)).source
     is_error, told = results_of(api.requests[1])[-1]
     assert is_error and "the scorer refuses the model: not causal: losses change" in told
     assert "submit the same text again" in told and len(api.requests) == 2
@@ -213,6 +213,6 @@ def test_a_refusal_of_the_scorer_comes_back_before_it_costs_a_run(api, tmp_path)
 
 def test_a_check_that_is_broken_off_says_nothing(api, tmp_path):
     api.replies[:] = [say(*GOOD)]
-    propose_by_claude(make_context(tmp_path, check=lambda source: RunResult("timeout", 120.0, error="killed")))
+    propose_by_anthropic(make_context(tmp_path, check=lambda source: RunResult("timeout", 120.0, error="killed")))
     text = (tmp_path / "0001" / "exchange.json").read_text()
     assert "submitted; the check took 120 s and was broken off, so that it says nothing: killed" in text
