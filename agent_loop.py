@@ -51,7 +51,7 @@ from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, gives_up, pr
 from autoresearch.loop.running import fill_slots
 from autoresearch.loop.session import Session, note_start, notify, reload_program
 from autoresearch.loop.slots import make_slots
-from autoresearch.loop.start import add_slots, check_arguments, default_tag, keep_fresh, locked, make_session
+from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.machine import cores
 from autoresearch.nouns import Proposal
 from autoresearch.process import GRACE, stop_on_signals
@@ -128,7 +128,6 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
 def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Wait a moment for a run or a proposal to come back, and do what follows from it."""
     give_up_overdue(session, ledger, queue)
-    keep_fresh(session.lock)
     queue.at_hand = None
     try:
         event = session.events.get(timeout=POLL)
@@ -244,8 +243,8 @@ def main() -> None:
     check_arguments(args)
     repo = open_repository(ROOT)
     args.tag = args.tag or default_tag(repo)
-    with locked(ROOT / "runs", print) as lock:
-        session = make_session(args, repo, started, lock)
+    with locked(ROOT / "runs", print):
+        session = make_session(args, repo, started)
         repo.say = session.log.say
         queue = Queue(make_slots(args, session.options.scale, session.log))
         ledger, _ = read_ledger(repo, args.tag)

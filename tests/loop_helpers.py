@@ -168,9 +168,9 @@ def processes_in(folder: Path) -> list[str]:
 
 
 def make_session(log: Path, proposer: str = "constants", settings: Settings | None = None) -> Session:
-    """A session of the search t without end, at the cpu scale, that says nothing and has no lock."""
+    """A session of the search t without end, at the cpu scale, that says nothing."""
     options = Options("t", proposer, "", None, None, math.inf, "cpu", 42, 20, 0, 128, 1024)
-    return Session(options, Log(Console(quiet=True), log), None, settings or Settings(), "", 0.0)
+    return Session(options, Log(Console(quiet=True), log), settings or Settings(), "", 0.0)
 
 
 def make_context(folder: Path, **changes) -> Context:

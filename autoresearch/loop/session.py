@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import Measure
@@ -30,7 +30,6 @@ class Session:
 
     options: Options
     log: Log
-    lock: TextIO  # tells other loops of this one
     settings: Settings
     instructions: str
     program_stamp: float  # when program.md was last written

@@ -25,7 +25,7 @@ from autoresearch.propose.context import Fault
 from autoresearch.propose.dry_check import prepare_cpu_data
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.log import Log
-from autoresearch.record.reading import left_elsewhere, process_is_there, search_tags
+from autoresearch.record.reading import left_elsewhere, search_tags
 from autoresearch.record.repository import (
     Repository,
     changed,
@@ -44,7 +44,6 @@ TAKEN = ("lock", "check", "propose")  # names in runs/ that are no search's
 NOT_ASKED = {"proposer": "constants", "command": "", "experiments": None, "max_cost": None, "hours": None}
 LIMITS = ("hours", "experiments")  # of a session: on the command line or in program.md
 CUT_SHORT = 4 * 86400.0  # seconds for which a search that was cut short goes on by itself: over a long weekend
-LOCK_STALE = 120.0  # seconds without a sign of life, after which another machine's lock counts as left behind
 
 # -----------------------------------------------------------------------------
 # Checks
@@ -190,17 +189,17 @@ def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
 # The session
 
 
-def make_session(args: Namespace, repo: Repository, started: float, lock: TextIO) -> Session:
+def make_session(args: Namespace, repo: Repository, started: float) -> Session:
     """Check everything, then put the session together; nothing is touched yet."""
     for check in needs(args, repo).values():
         check()
-    session = new_session(args, started, lock, "loop.log")
+    session = new_session(args, started, "loop.log")
     session.asked, session.started = session.options, started
     set_limits(session)
     return session
 
 
-def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) -> Session:
+def new_session(args: Namespace, started: float, log_name: str) -> Session:
     """The session of a command line whose parts were checked."""
     import prepare_data
 
@@ -224,44 +223,43 @@ def new_session(args: Namespace, started: float, lock: TextIO, log_name: str) ->
     log = Log(Console(), ROOT / "runs" / args.tag / log_name)
     listen(log.write)
     stamp = (ROOT / "program.md").stat().st_mtime_ns
-    return Session(options, log, lock, settings, instructions, stamp)
+    return Session(options, log, settings, instructions, stamp)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[TextIO]:
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One loop per working tree: an open file that is locked until this process is gone, however it goes.
 
-    It names process and machine until the session ends, also by an error: only a kill leaves the name there. Where the
-    file system does not pass locks on to other machines, a loop on one of them is known by the time of the file, which
-    it keeps fresh.
+    It names process and machine until the session ends, also by an error: only a kill leaves the name there.
     """
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "r+", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666)) as file:
         holder = file.read().strip()
-        process, _, host = holder.partition(" on ")
-        fresh, here = time.time() - (folder / "lock").stat().st_mtime < LOCK_STALE, host == socket.gethostname()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = holder and fresh and not here
+            take(file)
         except BlockingIOError:
-            taken = True
-        except OSError:  # this file system has no locks
-            taken = holder and fresh and (not here or (process.isdigit() and process_is_there(int(process))))
-        if taken:
             fail(f"another loop runs in this folder (process {holder}); wait for it, or clone to another folder")
-        if holder:
-            say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
+        except OSError as error:
+            say(f"runs/lock cannot be locked ({error.strerror}): nothing keeps a second loop out, so start none here")
+        else:
+            if holder:
+                say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
         file.truncate(0)
         file.seek(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
-            yield file
+            yield
         finally:
             file.truncate(0)
 
 
-def keep_fresh(lock: TextIO) -> None:
-    """Give a sign of life: the lock's first bytes again, since not every file system lets its times be set."""
-    with contextlib.suppress(OSError):  # on a full disk: a loop on another machine may take this one for gone
-        os.pwrite(lock.fileno(), str(os.getpid()).encode(), 0)
+def take(file: TextIO) -> None:
+    """Lock a file; `status` holds it for a moment to see whether it can be locked."""
+    for last in (False, False, False, True):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if last:
+                raise
+        time.sleep(0.1)

@@ -30,7 +30,7 @@ from autoresearch.loop.inflight import Candidate, Slot, Task
 from autoresearch.loop.live import draw
 from autoresearch.loop.session import Session
 from autoresearch.loop.slots import make_slots, start_run
-from autoresearch.loop.start import check_data, check_session_arguments, keep_fresh, locked, new_session
+from autoresearch.loop.start import check_data, check_session_arguments, locked, new_session
 from autoresearch.nouns import Proposal, RunResult, result_of
 from autoresearch.process import GRACE, stop_on_signals
 from autoresearch.record.ledger import Ledger
@@ -113,9 +113,9 @@ def open_bench(args: Namespace, verb: str) -> Iterator[Bench]:
     check_session_arguments(args)
     repo = open_repository(ROOT)
     args.tag = find_tag(repo, args.tag)
-    with locked(ROOT / "runs", print) as lock:
+    with locked(ROOT / "runs", print):
         check_data(args.tag, args.ray)
-        session = new_session(args, started, lock, f"{verb}.log")
+        session = new_session(args, started, f"{verb}.log")
         ledger, _ = read_search(repo, args.tag)
         check_search(ledger, session.options.scale)
         measure = load_measure(ledger.folder, session.options.scale, session.options.measured_budget)
@@ -206,7 +206,6 @@ def run_trials(bench: Bench, trials: list[Trial]) -> None:
             fill(bench, waiting)
             with contextlib.suppress(Empty):
                 bench.session.events.get(timeout=POLL)()
-            keep_fresh(bench.session.lock)
     if missing := [trial for trial in wanted if trial.key not in bench.done]:
         raise Stopped(why_stop(bench, missing[0]))
 

@@ -2,11 +2,9 @@
 A search as it lies on disk, read without a lock and without touching anything: beside a running loop, on any branch.
 """
 
+import fcntl
 import json
-import os
 import re
-import socket
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.repository import Repository, commit_of, experiment_refs, file_at, home_ref, run_git
 from autoresearch.row import row_of_message, subject_of
 from autoresearch.text import fail, last_lines
-
-FRESH = 120.0  # seconds since a loop gave its last sign of life; it gives several a second
 
 
 @dataclass(frozen=True)
@@ -86,23 +82,18 @@ def modified(path: Path) -> float:
 
 
 def is_alive(ledger: Ledger) -> bool:
-    """Whether the last session goes on: it has not ended, its process is there, and it keeps the lock file fresh."""
+    """Whether the last session goes on: it has not ended, and its process holds the lock."""
     lock = ROOT / "runs" / "lock"
-    if not ledger.sittings or ledger.sittings[-1].reason:
+    if not ledger.sittings or ledger.sittings[-1].reason or not lock.exists():
         return False
-    process, _, host = read_if_there(lock).partition(" on ")
-    gone = host == socket.gethostname() and not process_is_there(int(process))
-    return process == str(ledger.sittings[-1].process) and time.time() - modified(lock) < FRESH and not gone
-
-
-def process_is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().partition(" on ")[0] == str(ledger.sittings[-1].process)
+        except OSError:  # this file system has no locks
+            return False
+    return False
 
 
 def search_tags(repo: Repository) -> list[str]:

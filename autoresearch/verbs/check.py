@@ -119,7 +119,7 @@ def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str)
 # Command line
 
 
-def all_lines(args: argparse.Namespace, lock: TextIO) -> Iterator[Line]:
+def all_lines(args: argparse.Namespace) -> Iterator[Line]:
     """Every line, as soon as it is known."""
     wrong = set()
     for line in cheap_lines(args):
@@ -128,9 +128,7 @@ def all_lines(args: argparse.Namespace, lock: TextIO) -> Iterator[Line]:
     if wrong & {"git", "program.md", "scale", "prepared data", "disk"}:
         yield Line("short run", "wrong", "train.py was not tried", "mend what is wrong above first")
         return
-    session = start.new_session(
-        argparse.Namespace(**vars(args) | {"tag": "check"}), time.monotonic(), lock, "check.log"
-    )
+    session = start.new_session(argparse.Namespace(**vars(args) | {"tag": "check"}), time.monotonic(), "check.log")
     session.options = dataclasses.replace(session.options, steps=STEPS)
     trial = Trial()
     yield from short_run(session, trial)
@@ -174,8 +172,8 @@ def main(arguments: list[str]) -> None:
     if args.json:
         sys.stdout = sys.stderr  # what else is printed is not part of the JSON
     lines = []
-    with start.locked(ROOT / "runs", print) as lock:
-        for line in all_lines(args, lock):
+    with start.locked(ROOT / "runs", print):
+        for line in all_lines(args):
             lines.append(line)
             if not args.json:
                 show(line)

@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
         fail(f"there is no experiment {number} of the search {tag}")
     path = profile_path(ledger, number)
     if not path.is_file():
-        with locked(ROOT / "runs", print) as lock:
+        with locked(ROOT / "runs", print):
             check_data(tag, None)
             print(f"profiling experiment {number}: some steps of its train.py", file=sys.stderr)
-            make_profile(new_session(args, time.monotonic(), lock, "profile.log"), ledger, number)
+            make_profile(new_session(args, time.monotonic(), "profile.log"), ledger, number)
     print(f"experiment {number} of {ledger.branch}, kept in {path.relative_to(ROOT)}\n\n{path.read_text()}", end="")

@@ -14,7 +14,6 @@ import argparse
 import difflib
 import json
 import math
-import os
 import time
 from typing import Any
 
@@ -38,8 +37,7 @@ from autoresearch.row import TYPES, Row
 def make_session(max_cost: float | None) -> Session:
     """What the loop would know of program.md and of this machine."""
     args = argparse.Namespace(tag="propose", proposer="anthropic", max_cost=max_cost)
-    lock = open(os.devnull)  # noqa: SIM115 (a session wants one; nothing is locked here)
-    return new_session(args, time.monotonic(), lock, "loop.log")
+    return new_session(args, time.monotonic(), "loop.log")
 
 
 def baseline_row() -> Row:

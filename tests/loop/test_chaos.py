@@ -196,13 +196,6 @@ def test_the_lock_of_a_killed_loop_is_taken_over(repo):
     assert "without a word" not in again.stdout
 
 
-def test_a_loop_on_another_machine_is_respected(repo):
-    (repo / "runs").mkdir()
-    (repo / "runs/lock").write_text("17 on elsewhere")
-    done = run_loop(repo, "--experiments", "1", "--command", "false")
-    assert done.returncode == 2 and "another loop runs in this folder (process 17 on elsewhere)" in done.stderr
-
-
 # -----------------------------------------------------------------------------
 # Damage while it runs
 

@@ -1,12 +1,14 @@
 """Starts that a repository does not allow: one line with the way out, exit code 2, and nothing is touched."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from loop_helpers import (
@@ -20,7 +22,7 @@ from loop_helpers import (
     set_level,
 )
 
-from autoresearch.loop.start import keep_fresh, locked
+from autoresearch.loop.start import locked
 
 VERBS = [
     ["--experiments", "1", "--tag", "t", "--command", "x"],
@@ -239,26 +241,21 @@ def test_a_read_only_disk_is_one_line(repo, words):
     assert words != VERBS[0] or "Read-only file system" in done.stderr
 
 
-def test_a_file_system_without_locks_keeps_two_loops_apart_by_what_the_lock_says(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     def refuse(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with locked(tmp_path, print) as lock:
-        before = (tmp_path / "lock").stat().st_mtime_ns
-        keep_fresh(lock)
-        assert (tmp_path / "lock").stat().st_mtime_ns > before
-        assert (tmp_path / "lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
-        with pytest.raises(SystemExit), locked(tmp_path, print):
-            pass
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    (tmp_path / "lock").write_text(f"{gone.pid} on {socket.gethostname()}")
-    with locked(tmp_path, print):  # it was killed
-        pass
-    (tmp_path / "lock").write_text("1 on another-machine")
-    with pytest.raises(SystemExit), locked(tmp_path, print):
-        pass
-    os.utime(tmp_path / "lock", (1, 1))
     with locked(tmp_path, print):
+        assert "cannot be locked (No locks available): nothing keeps a second loop out" in capsys.readouterr().out
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
+
+
+def test_one_loop_at_a_time_and_a_look_of_status_is_waited_out(tmp_path):
+    with locked(tmp_path, print), pytest.raises(SystemExit), locked(tmp_path, print):
         pass
+    with open(tmp_path / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.15, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with locked(tmp_path, print):
+            pass

@@ -118,7 +118,7 @@ def test_no_setting_of_the_users_changes_what_is_read(folder, settings, monkeypa
     assert "0000: müßig 测试" in ledger.message_of(0)[1]
     diff = "diff --git a/train.py b/train.py\n"
     assert read_experiment(ledger, 0, "diff").startswith(diff) and "\n+DEPTH = 3" in read_experiment(ledger, 0, "diff")
-    commit_results(repo, "autoresearch/t", "results")
+    commit_results(ledger, "results")
     assert not changed(repo, "results.tsv") and not changed(repo, "train.py")
     (folder / "new.py").write_text("")
     assert changed(repo, "new.py")
@@ -185,7 +185,8 @@ def test_an_ignored_table_is_committed_and_an_ignored_train_py_counts_as_not_the
     git(folder, "config", "--global", "core.excludesFile", str(tmp_path / "ignored"))
     repo = open_repository(folder)
     assert changed(repo, "train.py") and changed(repo, "results.tsv")
-    commit_results(repo, "main", "results")
+    run_git(repo, "switch", "-c", "autoresearch/t")
+    commit_results(Ledger(repo, "t"), "results")
     assert not changed(repo, "results.tsv") and file_at(repo, "HEAD", "results.tsv") == HEADER
 
 
