@@ -166,45 +166,47 @@ START_LIMIT = env_int("AUTORESEARCH_START_LIMIT", 0)  # 0: none
 AGAIN = 75  # the exit code that asks for another start
 process_times, cpu_seconds = os.times, time.process_time  # bound here: a train.py might replace those
 noted: dict[str, Any] = {"batches": 0, "training_tokens": 0}
-pace = {"cpu": 0.0, "seconds": 0.0, "rate": 0.0, "looked": -1.0}  # the clock of the cpu scale
-PACE_SECONDS = 0.0047  # CPU time of the work in look_at_pace() on the machine that the cpu scale was made on
-PACE_EVERY = 0.2  # CPU seconds between two looks at how fast the machine is now
+pace = {"cpu": 0.0, "seconds": 0.0, "look": math.inf, "looked": -1.0}  # the clock of the cpu scale
+PACE_SECONDS = 0.043  # CPU time of look() on the machine that the cpu scale was made on
+PACE_EVERY = 0.3  # CPU seconds between two looks at how fast the machine is now
 
 
 def paced_seconds() -> float:
-    """CPU time of this process, in seconds of the machine that the cpu scale was made on.
-
-    It stands still until look_at_pace(). One core does 5 to 10 % more or less from minute to minute, with what its
-    neighbours do to caches and memory, and the number of steps with it: that was most of the noise of val_bpb.
-    """
+    """CPU time of this process, in seconds of the machine that the cpu scale was made on; 0 until look_at_pace()."""
     now = cpu_seconds()
-    pace["seconds"] += (now - pace["cpu"]) * pace["rate"]
+    pace["seconds"] += (now - pace["cpu"]) * PACE_SECONDS / pace["look"]
     pace["cpu"] = now
     return pace["seconds"]
 
 
-def look_at_pace() -> None:
-    """See how fast the machine is now, by a fixed piece of work that is like training and counts as no time."""
+def look() -> float:
+    """CPU seconds that a fixed piece of work takes now: like a training step, also in the memory that it needs. So what
+    neighbours do to caches and memory slows both by as much: up to twice, from one second to the next."""
     import torch
 
-    paced_seconds()
-    if pace["cpu"] - pace["looked"] < PACE_EVERY and pace["rate"]:
-        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # whatever trains: of several, each would count
-    hidden, weight = torch.linspace(-1, 1, 512 * 64).view(512, 64), torch.linspace(-1, 1, 64 * 1024).view(64, 1024)
-    started = cpu_seconds()
-    torch.nn.functional.cross_entropy(15 * torch.tanh(hidden @ weight / 15), torch.arange(512))
-    pace["cpu"] = pace["looked"] = cpu_seconds()
-    pace["rate"] = PACE_SECONDS / (pace["cpu"] - started)
+    with torch.inference_mode(False), torch.enable_grad():
+        hidden, weight = (torch.linspace(-1, 1, n * 64).view(n, 64).requires_grad_() for n in (2048, 1024))
+        started = cpu_seconds()
+        logits = 15 * torch.tanh(hidden @ weight.T / 15)
+        torch.nn.functional.cross_entropy(logits, torch.arange(2048) % 1024).backward()
     torch.set_num_threads(threads)
+    return cpu_seconds() - started
+
+
+def look_at_pace() -> None:
+    """See how fast the machine is now, which counts as no time. One look alone is noisy: the mean with those before."""
+    paced_seconds()
+    if pace["cpu"] - pace["looked"] >= PACE_EVERY or pace["look"] == math.inf:
+        pace["look"] = ((pace["look"] if pace["look"] < math.inf else look()) + look()) / 2
+        pace["cpu"] = pace["looked"] = cpu_seconds()
 
 
 def note_first(event: str) -> None:
     """Note when `event` happened for the first time, and how many batches there had been by then."""
     if event not in noted:
-        now = process_times()
-        # Its own and that of what it has waited for, like compilers: what a second start finds in the cache.
+        now = process_times()  # "cpu": also what it has waited for, like compilers, whose work a second start finds
         clocks = {"cpu": sum(now[:4]), "wall": now.elapsed, "paced": paced_seconds()}
         noted[event] = clocks | {"batches": noted["batches"]}
 
@@ -303,9 +305,7 @@ def training_clock() -> float:
         start, first = noted["clock_started"], noted["imported"]
         seconds = start["wall"] - first["wall"] if on_gpu else start["cpu"]
         if START_LIMIT and seconds > START_LIMIT:
-            print(
-                f"{seconds:.0f} s before the clock started; again, with the compile cache that they filled", flush=True
-            )
+            print(f"{seconds:.0f} s before the clock started; again, with the compile cache filled", flush=True)
             os._exit(AGAIN)
     return time.perf_counter() if on_gpu else paced_seconds()
 

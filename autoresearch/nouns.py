@@ -40,7 +40,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of one training. `status`: ok, crash, timeout, interrupted, or invalid if it is not believed."""
+    """What came of one training. `status`: ok, crash, timeout, interrupted; invalid if it is not believed, busy if
+    that may be the machine's fault."""
 
     status: str
     seconds: float  # wall-clock, of the whole training process
@@ -79,7 +80,7 @@ class Run:
     number: int  # of its experiment
     seed: int
     result: RunResult
-    purpose: str = "judge"  # or one of FRESH; "slow": not counted
+    purpose: str = "judge"  # or one of FRESH; "slow": made again, as the machine was slow or busy
     attempt: int = 0  # how often the experiment had been repaired by then
     ended: float = math.nan  # time.time()
 
@@ -96,7 +97,7 @@ class Noise:
 class Verdict:
     """What becomes of an experiment."""
 
-    status: str  # keep, discard, crash, timeout, invalid; again: one more run, on next_seed
+    status: str  # keep, discard, crash, timeout, invalid, busy; again: one more run, on next_seed
     reason: str
     gain: float = math.nan  # measured: from the best's believed value; nan without a number
     better: float = math.nan  # P(true gain > 0)

@@ -19,7 +19,7 @@ class Row:
     commit: str
     val_bpb: float  # the mean of its runs
     memory_gb: float
-    status: str  # keep, discard, crash, timeout, invalid
+    status: str  # keep, discard, crash, timeout, invalid, busy
     description: str
     number: int
     gain: float  # over the best it was tried on; nan where there is none

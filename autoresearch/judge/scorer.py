@@ -20,6 +20,7 @@ import json
 import math
 import mmap
 import os
+import select
 import socket
 import statistics
 import time
@@ -39,6 +40,7 @@ MEAN = {torch.float32: 1e-6, torch.bfloat16: 1e-5}  # of all
 NEAREST = {torch.float32: 1e-5, torch.bfloat16: 5e-4}  # of the last one, or the last eight, before each secret place
 CHECKED_ON_GPU = 0.25  # of the rows are scored a second time there
 ENDED = "the process that ran the model ended with {}; out of memory?"
+LOOK_EVERY = 1.0  # seconds between two looks at how slow the machine is, while a run trains
 LOGITS_AT_ONCE = 8  # rows whose logits are turned into float32 at a time: they are large
 
 # -----------------------------------------------------------------------------
@@ -239,14 +241,12 @@ def run_model(runner: Runner, text: int, numbers: int) -> None:
 # The process
 
 
-def pace_seconds(looks: int = 50) -> float:
-    """CPU seconds that the fixed piece of work of the paced clock takes now: in this process no run can touch it."""
-    seen = []
-    for _ in range(looks):
-        prepare_data.pace["rate"] = 0.0  # look, however short ago it was done
-        prepare_data.look_at_pace()
-        seen.append(prepare_data.PACE_SECONDS / prepare_data.pace["rate"])
-    return statistics.median(seen)
+def wait_for_message(connection: socket.socket, seen: list[float]) -> tuple[bytes, list[int]]:
+    """(message, files). Until it comes, see now and then how slow the machine is, where no run can touch the clock."""
+    while prepare_data.SCALE == "cpu" and not select.select([connection], [], [], LOOK_EVERY)[0]:
+        seen.append(prepare_data.look())
+    message, files, _, _ = socket.recv_fds(connection, 64, 2)
+    return message, files
 
 
 def main() -> None:
@@ -256,12 +256,16 @@ def main() -> None:
     rows = prepare_data.load_rows("val")
     test_rows = prepare_data.load_rows("test") if (prepare_data.DATA_DIR / "test.bin").exists() else None
     connection = socket.socket(fileno=0)
+    seen: list[float] = []
     while True:
-        message, files, _, _ = socket.recv_fds(connection, 64, 2)
+        message, files = wait_for_message(connection, seen)
         if not message:  # who started it is gone
             return
+        if b"score" not in message:  # a run begins
+            seen.clear()
+            continue
         text, numbers = files
-        pace = {"pace_seconds": pace_seconds()} if prepare_data.SCALE == "cpu" else {}
+        pace = {"pace_seconds": statistics.fmean(seen or [prepare_data.look()])} if prepare_data.SCALE == "cpu" else {}
         tested = test_rows if b"test" in message else None
         if runner:
             said = answer(text, numbers, rows, token_bytes, tested, runner.read)

@@ -11,6 +11,7 @@ Each check returns "" or one line that says why not. The number itself comes fro
 import json
 import lzma
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from autoresearch.files import (
     stamp,
 )
 from autoresearch.judge.noise import plausible
-from autoresearch.nouns import RunResult
+from autoresearch.nouns import RunResult, Runs
 from autoresearch.text import fail
 
 if TYPE_CHECKING:  # imported where they are used: prepare_data reads the environment then
@@ -112,19 +113,41 @@ def start_limit(measure: Measure) -> float:
     return longest_start(measure.expected, LIMITS[measure.scale])
 
 
-def believe(measure: Measure, result: RunResult, folder: Path) -> RunResult:
-    """A good result as it is, or as invalid with the reason why it is not believed."""
-    record, expected = read_record(folder), measure.expected
+def believe(measure: Measure, result: RunResult, folder: Path, budget: int | None = None) -> RunResult:
+    """A good result as it is, or with the reason why it is not believed: as invalid, or as busy if its clocks
+    contradict each other, which may be the machine's fault. `budget`: of a run that is not of the search's length."""
+    record, expected = read_record(folder), measure.expected | ({} if budget is None else {"time_budget": budget})
     if record and (tokens := trained_tokens(record)):  # what is printed has one decimal of a million
         result = replace(result, measured=result.measured | {"total_tokens_M": tokens / 1e6})
     reason = check_result(result, record, expected, LIMITS[measure.scale])
     if record is None or reason:
         return replace(result, status="invalid", error=reason)
-    if expected["before_clock"] is None:  # the baseline's: what start and training take here
-        expected["before_clock"] = before_clock(record, result.seconds, expected["clock"])
-        expected |= {name: result.measured.get(name) for name in ("cpu_seconds", "pace_seconds")}
-        save_measure(measure)
+    if reason := contradiction(result, expected, LIMITS[measure.scale]):
+        return replace(result, status="busy", error=reason)
+    learn(measure, before_clock(record, result.seconds, expected["clock"]), result, expected["time_budget"])
     return result
+
+
+def learn(measure: Measure, start: float, result: RunResult, budget: int) -> None:
+    """Take in what an honest run took: the first one tells of the start, each one of its work."""
+    known = measure.expected
+    if known["before_clock"] is None:
+        known["before_clock"] = start
+    new = cost(result, known | {"time_budget": budget}) if budget else math.nan
+    if known["clock"] == "paced" and math.isfinite(new):
+        known["costs"] = [*known.get("costs", []), round(new, 3)]
+    save_measure(measure)
+
+
+def reason_to_repeat(result: RunResult) -> str:
+    """The reason to make a run once more on its seed before anything is decided, or "": its clocks contradict."""
+    return f"busy: {result.error}" if result.status == "busy" else ""
+
+
+def busy_text(error: str, good: Runs) -> str:
+    """The reason of a verdict where the second run on the seed was busy, too: that is no failure of the idea."""
+    numbers = ", ".join(f"seed {seed} gave {val_bpb:.6f}" for seed, val_bpb in good.items())
+    return f"the machine was busy: {numbers or 'nothing is known of this edit'} ({error})"
 
 
 # -----------------------------------------------------------------------------
@@ -146,7 +169,8 @@ LIMITS = {
     "cpu": Limits(tolerance=0.03, slack=1, start=5, cold_start=15, hand_over=1.5),
     "h100": Limits(tolerance=0.02, slack=5, start=40, cold_start=60, hand_over=20),
 }
-MORE_WORK = 1.4  # times the CPU time of the baseline's run: a clock that was slowed down makes more of it
+MORE_WORK = 1.4  # times the usual cost of a run: a clock that was slowed down makes more of it
+FAR = 5.0  # median deviations from the usual cost, where honest runs differ by so much that this is more
 SQUEEZE = 0.25  # a model may be so much better than lzma, and no more: the best public one is at 0.4
 
 
@@ -162,8 +186,7 @@ def measure_expected(budget: int) -> dict:
         "time_budget": budget,
         "clock": "paced" if prepare_data.SCALE == "cpu" else "wall",
         "before_clock": None,  # the baseline's, once it has run
-        "cpu_seconds": None,  # likewise
-        "pace_seconds": None,  # likewise
+        "costs": [],  # cost() of each run that was believed
     }
 
 
@@ -219,20 +242,35 @@ def longest_start(expected: dict, limits: Limits) -> float:
     return limits.cold_start if usual is None else 1.5 * usual + limits.start
 
 
-def slower(result: RunResult, expected: dict) -> float:
-    """How many times the CPU time of the baseline's run the same work takes by now, as the scorer saw it: at least 1.
+def cost(result: RunResult, expected: dict) -> float:
+    """What a run took, by what no run can touch: the guard's CPU seconds, in looks at the pace that the scorer took
+    meanwhile, for each second of its start and its budget. So it is the same on a busy machine and for any budget."""
+    looks = result.measured.get("cpu_seconds", math.inf) / result.measured.get("pace_seconds", math.nan)
+    return looks / (expected["before_clock"] + expected["time_budget"])
 
-    A core is slower when it is hot, on battery, or shared with more runs; another node of a cluster may be.
+
+def contradiction(result: RunResult, expected: dict, limits: Limits) -> str:
+    """ "" or that the clocks outside a run saw far more work than its own: that one was slow, or the machine busy.
+
+    What is usual is the median of all runs that were believed, and how far a run may be from it grows with theirs.
     """
-    now, then = result.measured.get("pace_seconds"), expected.get("pace_seconds")
-    return max(1.0, now / then) if now and then else 1.0
+    if not (known := expected.get("costs")) or not expected["time_budget"]:
+        return ""
+    usual, now = statistics.median(known), cost(result, expected)
+    spread = statistics.median(abs(each - usual) for each in known) / usual
+    allowed = max(MORE_WORK, 1 + FAR * spread) + limits.slack / expected["time_budget"]
+    if not now > allowed * usual:
+        return ""
+    worked, pace = result.measured.get("cpu_seconds", math.inf), result.measured["pace_seconds"]
+    normal = usual * pace * (expected["before_clock"] + expected["time_budget"])
+    return f"it took {worked:.1f} s of CPU time where {normal:.1f} s are usual"
 
 
 def check_result(result: RunResult, record: dict | None, expected: dict, limits: Limits) -> str:
     """ "" or why the number of a run is invalid.
 
     `record`: read_record(); `expected`: measure_expected(), with what the baseline's run took. Of the result only what
-    the scorer and the guard have measured is taken: the number, the seconds, the CPU time and the pace.
+    the scorer and the loop have measured is taken: the number and the seconds.
     """
     if record is None:
         return "it left no record of its training"
@@ -246,7 +284,7 @@ def check_result(result: RunResult, record: dict | None, expected: dict, limits:
 
 
 def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits) -> Iterator[str]:
-    """Where more was trained than the budget allows: by the run's own clocks, the guard's and the loop's."""
+    """Where more was trained than the budget allows: by the run's own clocks and the loop's."""
     kind, budget, usual = expected["clock"], expected["time_budget"], expected["before_clock"]
     if elapsed(record, "clock_started", "evaluated", "wall") < 0 or not record["batches"]:
         yield "no training batch came from make_dataloader, or training_clock() was not read before the evaluation"
@@ -261,10 +299,6 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
     needed = before_clock(record, result.seconds, kind)
     if usual is not None and needed > longest_start(expected, limits):
         yield f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
-    worked, normal = result.measured.get("cpu_seconds", math.inf), expected["cpu_seconds"]
-    allowed = MORE_WORK * (normal or math.inf) * slower(result, expected) + limits.slack
-    if budget and kind != "wall" and worked > allowed:
-        yield f"it took {worked:.1f} s of CPU time; the baseline {normal:.1f} s: its clock was slow"
     most = budget * (1 + limits.tolerance) + longest_start(expected, limits) + limits.slack + limits.hand_over
     if budget and kind == "wall" and result.seconds > most:
         yield f"it took {result.seconds:.0f} s by the loop's clock; {most:.0f} are allowed"

@@ -112,7 +112,8 @@ def settle(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate)
 def tell_of_failure(session: Session, ledger: Ledger, queue: Queue, candidate: Candidate, row: Row) -> None:
     """Tell the next proposer what failed. Of a baseline that fails, a person has to know."""
     if not ledger.kept:
-        session.blocked = f"the baseline does not train; see {ledger.experiment_folder(row.number)}"
+        why = row.reason if row.status == "busy" else "the baseline does not train"
+        session.blocked = f"{why}; see {ledger.experiment_folder(row.number)}"
         return
     runs = verdicts.attempt_runs(ledger, candidate)
     tail = runs[-1].result.tail if runs else ""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 
-from autoresearch.judge.trust import believe, changed_measure
+from autoresearch.judge.trust import believe, changed_measure, reason_to_repeat
 from autoresearch.loop import limits
 from autoresearch.loop.decide import decide, look_again
 from autoresearch.loop.inflight import Candidate, Queue, Slot, Task, begin, next_waiting
@@ -83,9 +83,11 @@ def run_ended(
         raise outcome
     else:
         limits.wait_for_room(session, ledger.folder)
+        if outcome.status == "ok" and session.measure:
+            outcome = believe(session.measure, outcome, ledger.run_folder(task.candidate.number, task.seed))
         slow = slower_than_before(session.options.scale, ledger, task, outcome)
-        if slow and run_again_if_new(ledger, queue, task, outcome):
-            session.log.say(f"{task.candidate.number:4d}  slow         {slow}; it runs again")
+        if (why := slow or reason_to_repeat(outcome)) and run_again_if_new(ledger, queue, task, outcome):
+            session.log.say(f"{task.candidate.number:4d}  again        seed {task.seed}, {why}")
             return
         note_result(session, ledger, task, outcome)
         if task.purpose == "judge" and task.candidate.number in queue.candidates:
@@ -93,9 +95,7 @@ def run_ended(
 
 
 def note_result(session: Session, ledger: Ledger, task: Task, result: RunResult) -> None:
-    """A run's result in the journal, with the number that is believed; of one that confirms the best, a line."""
-    if result.status == "ok" and session.measure:
-        result = believe(session.measure, result, ledger.run_folder(task.candidate.number, task.seed))
+    """A run's result in the journal; of one that confirms the best, a line."""
     note_run(ledger, run_of(task, result))
     if task.purpose in FRESH:
         good = result.status == "ok"
@@ -112,12 +112,12 @@ def slower_than_before(scale: str, ledger: Ledger, task: Task, result: RunResult
         return ""
     before, now = max(map(tokens_per_second, same)), tokens_per_second(result)
     clock = result.measured.get("sm_clock_mhz", math.nan)
-    said = f"seed {task.seed}, {now / 1e3:,.0f} k tokens/s after {before / 1e3:,.0f}, SM clock {clock:.0f} MHz"
+    said = f"slow: {now / 1e3:,.0f} k tokens/s after {before / 1e3:,.0f}, SM clock {clock:.0f} MHz"
     return said if now < (1 - SLOWER) * before else ""
 
 
 def run_again_if_new(ledger: Ledger, queue: Queue, task: Task, result: RunResult) -> bool:
-    """Keep a slow run for the record and make it once more; False where that was done already: then it counts."""
+    """Keep a slow or busy run for the record and make it once more; False where that was done already: it counts."""
     if any(run.seed == task.seed for run in ledger.runs_for(task.candidate.number, "slow", task.candidate.repairs)):
         return False
     note_run(ledger, dataclasses.replace(run_of(task, result), purpose="slow"))

@@ -286,7 +286,7 @@ def trial_ended(bench: Bench, slot: Slot, trial: Trial, waiting: deque[Trial], o
     if isinstance(outcome, Exception):
         raise outcome
     if outcome.status == "ok" and not trial.steps:
-        outcome = believed(bench, trial, outcome)
+        outcome = believe(bench.measure, outcome, folder_of(bench, trial), trial.budget)
     outcome = dataclasses.replace(outcome, tail="" if outcome.status == "ok" else outcome.tail[-3000:])
     bench.done[trial.key] = outcome
     event = {"event": "run", "at": round(time.time(), 2), "key": trial.key, "what": trial.what}
@@ -294,20 +294,6 @@ def trial_ended(bench: Bench, slot: Slot, trial: Trial, waiting: deque[Trial], o
     said = f"{outcome.val_bpb:.6f}" if outcome.status == "ok" and not trial.steps else outcome.status
     why = f"  ({outcome.error})" if outcome.status != "ok" else ""
     bench.session.log.say(f"  {said:>9}  seed {trial.seed}  {one_line(trial.what)}{why}")
-
-
-def believed(bench: Bench, trial: Trial, result: RunResult) -> RunResult:
-    """believe(), for the trial's budget. Where nothing is known yet of what a start takes, this run tells it."""
-    known = bench.measure.expected
-    expected, first = known | {"time_budget": trial.budget}, known["before_clock"] is None
-    if known["cpu_seconds"] is not None:  # of a run of the budget that is known: what trains grows with it
-        start = known["before_clock"]
-        expected["cpu_seconds"] = start + (known["cpu_seconds"] - start) * trial.budget / known["time_budget"]
-    measure = dataclasses.replace(bench.measure, expected=expected)
-    result = believe(measure, result, folder_of(bench, trial))
-    if first:
-        bench.measure = measure
-    return result
 
 
 def lines(bench: Bench, total: int, waiting: deque[Trial]) -> list[str]:

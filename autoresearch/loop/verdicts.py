@@ -10,6 +10,7 @@ import time
 from autoresearch.judge.keep_rule import judge, reconsider
 from autoresearch.judge.knowledge import looked_at_again
 from autoresearch.judge.noise import mean, without_seed
+from autoresearch.judge.trust import busy_text
 from autoresearch.loop.inflight import Candidate
 from autoresearch.loop.mergeable import forbidden, on_best
 from autoresearch.loop.session import Options
@@ -34,7 +35,9 @@ def verdict_on(ledger: Ledger, options: Options, settings: Settings, candidate: 
     runs = attempt_runs(ledger, candidate)
     failed = [run.result for run in runs if run.result.status != "ok"]
     if failed:
-        return Verdict(failed[-1].status, failed[-1].error)
+        status, reason = failed[-1].status, failed[-1].error
+        good = ledger.good_runs(candidate.number, "judge", candidate.repairs)
+        return Verdict(status, busy_text(reason, good) if status == "busy" else reason)
     if not runs:
         reason = forbidden(ledger, candidate.proposal.source)
         return Verdict("invalid", reason) if reason else Verdict("again", "its first run", next_seed=options.seed)

@@ -57,7 +57,8 @@ HISTORY = """One experiment is one line:
   12 on 4 | discard | +0.8 | 1 run, 0.62 | 210 steps, 0.95 | 1.809000 | EMBEDDING_LR 0.6 -> 0.2 | why: it is too high
 
 - 12 on 4: experiment 12 is an edit of the best that experiment 4 had made.
-- discard: the status. keep (it became the best), discard, crash, timeout, or invalid (its number was not believed).
+- discard: the status. keep (it became the best), discard, crash, timeout, invalid (its number was not believed), or
+  busy (the machine was: nothing is known of the idea, and it may be tried again).
 - +0.8: the gain over that best in units of the noise of one run; positive is better. It is measured from what is
   believed of that best after all its runs and all that was tried on it. So it does not follow from two val_bpb of this
   list. Less than about two is hardly more than chance.
@@ -145,7 +146,8 @@ def by_category(context: Context) -> list[str]:
     """What became of the changes of each category."""
     ends: dict[str, list[str]] = {}
     for row in context.rows[1:]:
-        ends.setdefault(row.category or "other", []).append("near miss" if was_near(row) else row.status)
+        if row.status != "busy":  # nothing is known of it
+            ends.setdefault(row.category or "other", []).append("near miss" if was_near(row) else row.status)
     counts = {category: Counter(each).most_common() for category, each in sorted(ends.items())}
     return [f"{category}: {', '.join(f'{n} {end}' for end, n in each)}" for category, each in counts.items()]
 

@@ -102,8 +102,8 @@ class Context:
 
     @property
     def streak(self) -> int:
-        """How many experiments brought no gain since the best."""
-        return len(self.rows) - 1 - self.rows.index(self.best)
+        """How many experiments brought no gain since the best. Of one at a busy moment nothing is known."""
+        return sum(row.status != "busy" for row in self.rows[self.rows.index(self.best) + 1 :])
 
     @property
     def on_plateau(self) -> bool:

@@ -96,7 +96,7 @@ def history_line(row: Row, by_commit: dict[str, Row], with_reason: bool = True) 
         cells.append(f"{row.steps} steps" + (f", {row.steps / base.steps:.2f}" if base and base.steps else ""))
     cells += [f"{row.val_bpb:.6f}" if row.val_bpb else "", one_line(row.description)]
     cells.append(f"repairs: {row.repairs}" if row.repairs else "")
-    if row.status in ("crash", "timeout", "invalid"):
+    if row.status not in ("keep", "discard"):
         cells.append(quoted(row.reason) if row.reason else "")
     elif with_reason and row.hypothesis and (row.status == "keep" or was_near(row)):
         cells.append(f"why: {cut(row.hypothesis, 120)}")
@@ -117,7 +117,7 @@ def ideas(rows: list[Row]) -> list[str]:
     """What was tried: every constant with its values, then what else was tried, by category."""
     constants: dict[str, dict[str, None]] = {}  # as a set that keeps its order
     others: dict[str, dict[str, None]] = {}
-    for row in rows:
+    for row in (row for row in rows if row.status != "busy"):
         mark = "" if row.status == "discard" else " (kept)" if row.status == "keep" else f" ({row.status})"
         changes = IDEA.findall(title_of(row))
         for name, old, new in changes:

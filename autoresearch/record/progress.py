@@ -141,6 +141,7 @@ def draw_dots(axes: Any, rows: list[Row]) -> None:
         ("far worse", {"far"}, GREY, "^", 22, 0.985),
         ("failed", {"crash", "timeout"}, RED, "x", 22, 0.02),
         ("invalid", {"invalid"}, PURPLE, "d", 22, 0.02),
+        ("machine was busy", {"busy"}, GREY, "x", 22, 0.02),
     ):
         some = far if name == "far worse" else [row for row in rows if row.status in statuses and row not in far]
         place = axes.get_xaxis_transform() if height else axes.transData

@@ -62,6 +62,7 @@ def tested(ledger: Ledger) -> dict | None:
 
 def categories(rows: list[Row]) -> list[dict]:
     """By category, the most tried first; none where no proposer gave any."""
+    rows = [row for row in rows if row.status != "busy"]  # of which nothing is known
     counts = Counter((row.category, row.status) for row in rows)
     tried = Counter(row.category for row in rows) if any(row.category for row in rows) else Counter()
     failed = {name: sum(counts[name, status] for status in FAILED) for name in tried}
@@ -119,6 +120,7 @@ def make_status(ledger: Ledger, now: Now) -> dict:
     columns = ("number", "status", "val_bpb", "gain", "description", "reason")
     numbers = {"tried": ledger.tried, "kept": max(counts["keep"] - 1, 0), "discarded": counts["discard"]}
     numbers |= {"crashed": counts["crash"], "timed_out": counts["timeout"], "invalid": counts["invalid"]}
+    numbers["busy"] = counts["busy"]
     kinds = Counter(failure.kind for failure in ledger.failures)
     numbers |= {f"{kind}_proposals": kinds[kind] for kind in ("failed", "refused", "stopped")}
     failing = [each.reason for each in ledger.failures if each.after == len(ledger.rows) and each.kind != "stopped"]

@@ -58,6 +58,13 @@ class Scorer:
             )
         its_end.close()
 
+    def watch(self, options: RunOptions) -> None:
+        """Tell it that a run begins: from now on it sees how slow the machine is."""
+        if self.process is None or self.process.poll() is not None:
+            self.start(options)
+        assert self.socket
+        self.socket.sendall(b"watch\n")
+
     def score(self, folder: Path, options: RunOptions, should_stop: Callable[[], bool] = lambda: False) -> dict:
         """What the scorer says of the model in a folder: {"val_bpb": ...} or {"refused": why}; {} if it was stopped."""
         if self.process is None or self.process.poll() is not None:
@@ -115,6 +122,8 @@ def train_and_score(
     A run that asks for another start, as it began with a long compilation, gets it once, on the cache that it filled.
     """
     started = time.monotonic()
+    if options.scale == "cpu":
+        scorer.watch(options)
     result = run_training(source, folder, options, should_stop, on_progress)
     if result.status == "again":
         result = run_training(source, folder, replace(options, start_limit=0), should_stop, on_progress)

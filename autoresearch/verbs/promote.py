@@ -86,7 +86,7 @@ def announce(bench: Bench, arms: Arms, bound: list[str]) -> None:
 def promotion_measure(bench: Bench) -> Measure:
     """The search's, but that the first run here tells what start and compilation take at this depth."""
     path = bench.folder / "measure.json"
-    stored = expected_of(bench.folder) or {"before_clock": None, "cpu_seconds": None}
+    stored = expected_of(bench.folder) or {"before_clock": None, "costs": []}
     return dataclasses.replace(bench.measure, path=path, expected=bench.measure.expected | stored)
 
 

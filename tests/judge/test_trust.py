@@ -9,7 +9,7 @@ import pytest
 
 from autoresearch.files import RECORD
 from autoresearch.judge import trust
-from autoresearch.judge.trust import check_integrity, check_result
+from autoresearch.judge.trust import Measure, believe, check_integrity, check_result
 from autoresearch.nouns import RunResult
 
 # -----------------------------------------------------------------------------
@@ -22,8 +22,8 @@ def honest():
     moments = {"imported": 2.0, "first_batch": 3.0, "clock_started": 4.0, "evaluated": 24.1, "finished": 25.0}
     record = {name: {"cpu": at, "paced": at, "wall": at + 100, "batches": 4} for name, at in moments.items()}
     record |= {"batches": 204, "training_tokens": 1000}
-    expected = {"lowest_bpb": 0.5, "time_budget": 20, "clock": "paced", "before_clock": 4.2, "cpu_seconds": 24.0}
-    return [RunResult("ok", 30.0, 2.0, measured={"cpu_seconds": 26.0}), record, expected]
+    expected = {"lowest_bpb": 0.5, "time_budget": 20, "clock": "paced", "before_clock": 4.0, "costs": [250.0]}
+    return [RunResult("ok", 30.0, 2.0, measured={"cpu_seconds": 26.0, "pace_seconds": 0.004}), record, expected]
 
 
 def verdict(honest, scale="cpu", **changes):
@@ -63,8 +63,6 @@ def test_honest_numbers_pass(honest):
         ({"record__finished__paced": 26.0}, "took 1.9 s to hand the model over; 1.5 s are allowed"),
         ({"result__seconds": 20.0}, "ahead of the loop's"),
         ({"expected__before_clock": -10.0}, "4 s of work before the clock started"),
-        ({"result__measured": {"cpu_seconds": 40.0}}, "40.0 s of CPU time; the baseline 24.0 s"),
-        ({"result__measured": {}}, "its clock was slow"),
         (
             {"scale": "h100", "expected__clock": "wall", "result__seconds": 90.0},
             "69 s of work before the clock started; the baseline needed 4 s",
@@ -80,17 +78,41 @@ def test_what_makes_a_number_invalid(honest, changes, words):
     assert words in verdict(honest, **changes)
 
 
-def test_on_a_core_that_became_slower_the_same_work_takes_more_cpu_time(honest):
-    """As the scorer saw it: 1.4 times 24 s and a second are allowed at the baseline's pace."""
-    worked = {"cpu_seconds": 40.0}
-    assert verdict(honest, expected__pace_seconds=0.003, result__measured=worked | {"pace_seconds": 0.004}) == ""
-    for pace in (0.003, 0.001, None):  # a faster one takes nothing off, and where it is not known nothing is added
-        assert "its clock was slow" in verdict(honest, result__measured=worked | {"pace_seconds": pace})
-    assert "slow" in verdict(honest, expected__pace_seconds=None, result__measured=worked | {"pace_seconds": 0.004})
-    assert (
-        verdict(honest, expected__pace_seconds=0.003, result__measured={"cpu_seconds": 34.0, "pace_seconds": 0.001})
-        == ""
+def contradicts(honest, costs, **measured):
+    """contradiction() where runs of these costs were believed."""
+    result, _, expected = honest
+    return trust.contradiction(replace(result, measured=measured), expected | {"costs": costs}, trust.LIMITS["cpu"])
+
+
+def test_more_work_than_usual_contradicts_the_clock_of_the_run(honest):
+    """24 s at 0.004 s a look are a cost of 250; 1.4 times that are allowed, and a second."""
+    assert contradicts(honest, [250.0], cpu_seconds=34.5, pace_seconds=0.004) == ""
+    assert contradicts(honest, [250.0], cpu_seconds=40.0, pace_seconds=0.004) == (
+        "it took 40.0 s of CPU time where 24.0 s are usual"
     )
+    assert contradicts(honest, [], cpu_seconds=400.0, pace_seconds=0.004) == "", "nothing is known yet"
+    assert contradicts(honest, [250.0], pace_seconds=0.004), "the guard has measured nothing"
+
+
+def test_on_a_busy_machine_the_same_work_takes_more_cpu_time(honest):
+    """As the scorer saw it while the run trained."""
+    assert contradicts(honest, [250.0], cpu_seconds=40.0, pace_seconds=0.006) == ""
+    assert contradicts(honest, [250.0], cpu_seconds=40.0, pace_seconds=0.002)
+
+
+def test_what_is_usual_is_learned_from_all_believed_runs(honest):
+    """Not from the first one's value, and the further they are from each other, the more is allowed."""
+    forty = {"cpu_seconds": 40.0, "pace_seconds": 0.004}
+    assert contradicts(honest, [250.0] * 9, **forty) and contradicts(honest, [400.0, *[250.0] * 9], **forty)
+    assert contradicts(honest, [250.0, 350.0, 350.0, 340.0], **forty) == ""
+    assert contradicts(honest, [210.0, 290.0, 215.0, 285.0, 250.0], **forty) == "", "1.7 times: 5 times 0.14 more"
+
+
+def test_a_run_whose_clocks_contradict_each_other_runs_again_once(honest):
+    busy = replace(honest[0], status="busy")
+    assert trust.reason_to_repeat(busy) and not trust.reason_to_repeat(honest[0])
+    assert trust.busy_text("why", {}) == "the machine was busy: nothing is known of this edit (why)"
+    assert trust.busy_text("why", {42: 1.8}) == "the machine was busy: seed 42 gave 1.800000 (why)"
 
 
 def test_tokens_are_those_of_the_batches_since_the_clock_started(honest):
@@ -136,3 +158,38 @@ def test_fingerprint(prepared, tmp_path):
         file.write(b"1234")
     assert "is not what meta.json says" in trust.check_fingerprint(copy)
     assert trust.protected_files(copy)[0].name == "prepare_data.py"
+
+
+# -----------------------------------------------------------------------------
+# Of a search
+
+
+@pytest.fixture
+def measure(honest, tmp_path):
+    (tmp_path / RECORD).write_text(json.dumps(honest[1]))
+    return Measure(tmp_path / "measure.json", "cpu", honest[2] | {"before_clock": None, "costs": []}, {})
+
+
+def test_believed_runs_tell_what_an_honest_one_takes(measure, honest, tmp_path):
+    for seconds in (24.0, 30.0):
+        result = replace(honest[0], measured={"cpu_seconds": seconds, "pace_seconds": 0.004})
+        assert believe(measure, result, tmp_path).status == "ok"
+    known = json.loads(measure.path.read_text())["expected"]
+    assert known["before_clock"] == 4.0 and known["costs"] == [250.0, 312.5]
+    slow = believe(measure, replace(result, measured={"cpu_seconds": 80.0, "pace_seconds": 0.004}), tmp_path)
+    assert slow.status == "busy" and json.loads(measure.path.read_text())["expected"] == known
+
+
+def test_a_run_of_another_length_is_held_against_the_same_cost(measure, honest, tmp_path):
+    assert believe(measure, honest[0], tmp_path).status == "ok"
+    longer = replace(honest[0], measured={"cpu_seconds": 44.0, "pace_seconds": 0.004})
+    assert believe(measure, longer, tmp_path).status == "busy"
+    assert believe(measure, longer, tmp_path, budget=40).status == "ok"
+    assert json.loads(measure.path.read_text())["expected"]["time_budget"] == 20
+
+
+def test_a_search_of_the_version_before_learns_what_honest_runs_take(measure, honest, tmp_path):
+    """Its measure.json has the CPU seconds of the baseline, seen by another probe."""
+    del measure.expected["costs"]
+    measure.expected |= {"before_clock": 4.0, "cpu_seconds": 24.0, "pace_seconds": 0.002}
+    assert believe(measure, honest[0], tmp_path).status == "ok" and len(measure.expected["costs"]) == 1

@@ -61,7 +61,7 @@ def test_a_scorer_that_was_stopped_or_killed_begins_anew(scorer, tmp_path):
 def test_what_is_printed_is_not_the_number(scorer, tmp_path):
     result = train_and_score(GOOD, tmp_path / "run", OPTIONS, scorer=scorer)
     assert (result.status, result.error) == ("crash", "it ended without evaluate_bpb()") and math.isnan(result.val_bpb)
-    assert scorer.process is None  # there was nothing to score
+    assert scorer.process.poll() is None  # it has seen how slow the machine is; there was nothing to score
 
 
 def test_the_time_of_a_slot_is_known_with_first_start_and_scoring(monkeypatch, tmp_path):
@@ -75,7 +75,7 @@ def test_the_time_of_a_slot_is_known_with_first_start_and_scoring(monkeypatch, t
     monkeypatch.setattr(scoring, "run_training", lambda *_: pass_time(trainings[0].seconds, trainings.pop(0)))
     for name in GRAPH:
         (tmp_path / name).touch()
-    scorer = SimpleNamespace(score=lambda *_: pass_time(4.0, {"val_bpb": 1.6}))
+    scorer = SimpleNamespace(watch=lambda _: None, score=lambda *_: pass_time(4.0, {"val_bpb": 1.6}))
     result = train_and_score("", tmp_path, OPTIONS, scorer=scorer)
     assert (result.seconds, result.extra_seconds, result.slot_seconds) == (13.0, 44.0, 57.0)
 
@@ -85,6 +85,15 @@ def test_the_pace_of_the_machine_is_the_scorers_whatever_a_run_prints(scorer, tm
     result = RunResult("ok", 1.0, printed={"pace_seconds": 1e6, "test_bpb": 0.1}, measured={"cpu_seconds": 1.0})
     measured = scored(result, tmp_path, OPTIONS, lambda: False, scorer).measured
     assert 0 < measured["pace_seconds"] < 1 and measured["cpu_seconds"] == 1.0 and "test_bpb" not in measured
+
+
+def test_a_run_that_begins_is_told_to_a_process_that_then_scores(scorer, tmp_path):
+    prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
+    scorer.watch(OPTIONS)
+    assert scorer.score(tmp_path, OPTIONS)["pace_seconds"] > 0, "also where both messages came before it was ready"
+    process = scorer.process
+    scorer.watch(OPTIONS)
+    assert scorer.score(tmp_path, OPTIONS)["val_bpb"] > 2 and scorer.process is process
 
 
 def test_a_run_that_always_asks_for_another_start_crashes(scorer, tmp_path):
