@@ -2,11 +2,13 @@
 How much val_bpb of the cpu scale varies, where that comes from, and whether a changed constant shows above it.
 
     python prepare_data.py --scale cpu && python benchmarks/cpu_noise.py    # about ten minutes on a quiet machine
+    python benchmarks/cpu_noise.py clock                                    # the paced clock alone, quiet and busy
 
 Trains train.py as it stands: for a fixed number of steps (the same seed twice, other seeds, other numbers of steps, and
-a fourfold and a quarter of MATRIX_LR), then for its own time budget, on an idle machine and with one spinning process
-per core. "CPU s" is what the budget took in plain CPU time: how far it is from constant is how much the number of steps
-would vary without the pace that prepare_data.training_clock() goes by. No GPU needed. Results: cpu_noise.txt.
+a fourfold and a quarter of MATRIX_LR), then for its own time budget, as the machine is and next to bursts of load
+(load.py). "CPU s" is what the budget took in plain CPU time: how far it is from constant is how much the number of
+steps would vary without the pace that prepare_data.training_clock() goes by; "sd" is how much it does vary. No GPU
+needed. Results: cpu_noise.txt.
 """
 
 import math
@@ -14,7 +16,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from load import bursts
+
 from autoresearch.judge.noise import pooled_noise, seed_share
 from autoresearch.judge.trust import elapsed, read_record
 from autoresearch.nouns import Noise
@@ -52,9 +55,10 @@ def series(name, source, seeds, steps=0):
     results = [measure(source, seed, steps) for seed in seeds]
     bpbs, counts, seconds = zip(*results, strict=True)
     spread = f"{statistics.stdev(bpbs):.4f}" if len(bpbs) > 1 else ""
+    varied = f" sd {100 * statistics.stdev(counts) / statistics.mean(counts):.1f} %" if len(set(counts)) > 1 else ""
     print(
         f"{name:18} {statistics.mean(bpbs):.4f} {spread:7} {min(counts):3}-{max(counts):3}"
-        f"  {min(seconds):4.1f}-{max(seconds):4.1f}  " + " ".join(f"{bpb:.4f}" for bpb in bpbs),
+        f"  {min(seconds):4.1f}-{max(seconds):4.1f}  " + " ".join(f"{bpb:.4f}" for bpb in bpbs) + varied,
         flush=True,
     )
     return dict(zip(seeds, bpbs, strict=True))
@@ -67,18 +71,15 @@ def scaled_matrix_lr(factor):
 
 print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
 print("                   mean   std      steps     CPU s    each run", flush=True)
+series("20 s, same seed", SOURCE, [42] * 4)
+with bursts():
+    series("20 s, bursts", SOURCE, [42] * 4)
+if "clock" in sys.argv:
+    sys.exit()
 for steps in (STEPS - 10, STEPS, STEPS + 10):
     series(f"{steps} steps, seed 42", SOURCE, [42] * (2 if steps == STEPS else 1), steps)
 sources = [("as it is", SOURCE), ("LR x 4", scaled_matrix_lr(4)), ("LR / 4", scaled_matrix_lr(0.25))]
 layout = [series(f"{name}, seeds", source, SEEDS, STEPS) for name, source in sources]
-series("20 s, same seed", SOURCE, [42] * 4)
-spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
-try:
-    series("20 s, busy", SOURCE, [42] * 4)
-finally:
-    for spinner in spinners:
-        spinner.kill()
-        spinner.wait()
 series("20 s, seeds", SOURCE, SEEDS)
 sigma = pooled_noise(layout, Noise(0, 0)).sigma
 print(f"noise at equal steps: {sigma:.4f}; the seeds' share of its variance: {seed_share(layout, 0.5):.2f}")

@@ -16,11 +16,16 @@ import threading
 from collections.abc import Iterator
 
 AT_ONCE = (0, 0, 1, 2, 4, 8, 12)
-COMPUTES = "while os.getppid() == parent: sum(range(100_000))"
+HEAD = """
+import ctypes, os
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+ctypes.CDLL(None).prctl(1, 9)  # SIGKILL when the one that started it is gone, also while it is stopped
+"""
+COMPUTES = "while True: sum(range(100_000))"
 MOVES = """
 import numpy
 square, long = numpy.ones((500, 500), numpy.float32), numpy.ones(4_000_000)
-while os.getppid() == parent:
+while True:
     square @ square
     long += 1
 """
@@ -30,8 +35,7 @@ while os.getppid() == parent:
 def bursts(seed: int = 0) -> Iterator[None]:
     """Load while the block runs."""
     chance, stop = random.Random(seed), threading.Event()
-    head = "import os\nos.environ['OPENBLAS_NUM_THREADS'] = '1'\nparent = os.getppid()\n"
-    codes = [head + (MOVES if number % 2 else COMPUTES) for number in range(max(AT_ONCE))]
+    codes = [HEAD + (MOVES if number % 2 else COMPUTES) for number in range(max(AT_ONCE))]
     busy = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
 
     def change() -> None:
