@@ -35,27 +35,26 @@ if __name__ == "__main__":
 import argparse
 import os
 import time
-from queue import Empty
+from collections import deque
 
 from rich.live import Live
 
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import load_measure
 from autoresearch.loop import limits
-from autoresearch.loop.decide import decide
-from autoresearch.loop.faults import take_fault
-from autoresearch.loop.inflight import Candidate, Queue, Task, restore_queue
+from autoresearch.loop.bench import close, collect, make_slots, may_run, run_all, start, wait
+from autoresearch.loop.decide import decide, look_again
+from autoresearch.loop.faults import fault_costs, give_up
+from autoresearch.loop.inflight import Queue, begin, bench_of, fits, restore_queue
 from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
-from autoresearch.loop.proposers import PROPOSERS, give_up_overdue, gives_up, propose
-from autoresearch.loop.running import fill_slots
-from autoresearch.loop.session import Session, note_start, notify, reload_program
-from autoresearch.loop.slots import make_slots
+from autoresearch.loop.proposers import PROPOSERS, answered, gives_up, propose, take_answer
+from autoresearch.loop.session import MOST_FAULTS, Session, note_start, notify, reload_program
 from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.machine import cores
-from autoresearch.nouns import Proposal
-from autoresearch.process import GRACE, stop_on_signals
-from autoresearch.record.ledger import Ledger, commit_results, note, print_table
+from autoresearch.nouns import Experiment, Proposal, RunResult, Task
+from autoresearch.process import stop_on_signals
+from autoresearch.record.ledger import Ledger, branch_source, changed_by_hand, commit_results, note, print_table
 from autoresearch.record.lines import live_view, results_message, summary
 from autoresearch.record.reading import read_ledger
 from autoresearch.record.repository import current_branch, open_repository
@@ -69,7 +68,6 @@ what to run next:
   python prepare_data.py && python agent_loop.py check     # with an NVIDIA GPU: the data; is it fit for a night?"""
 DEMO_BUDGET, DEMO_EXPERIMENTS = 6, 10  # seconds of training for a run; two minutes in all on two cores
 FAULT = "it ended with an error"
-POLL = 0.2  # seconds between two looks at whether the user wants to stop
 
 # -----------------------------------------------------------------------------
 # The loop
@@ -78,34 +76,81 @@ POLL = 0.2  # seconds between two looks at whether the user wants to stop
 def loop(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> str:
     """Propose, run, judge, record, until there is a reason to stop, which is returned."""
     reason = ""
-    while not reason:
-        try:
+    while not reason and session.faults < MOST_FAULTS:
+        with fault_costs(session, ledger, queue):  # of whatever kind: the night goes on
             reason = step(session, ledger, queue, drawing)
-        except Exception as error:  # whosever fault it is: it costs one experiment, not the night
-            reason = take_fault(session, ledger, queue, error)
-    return reason
+    return reason or session.blocked
 
 
 def step(session: Session, ledger: Ledger, queue: Queue, drawing: Drawing) -> str:
-    """Whatever can be done now; then wait a moment for what comes back. The reason to stop, or ""."""
-    queue.at_hand = None
-    while queue.undecided:
-        decide(session, ledger, queue, queue.undecided.popleft())
+    """Do what can be done now, and wait a moment. Return the reason to stop, or ""."""
     reload_program(session, ledger)
+    for asked in answered(session, queue):  # collect proposals
+        with fault_costs(session, ledger, queue, asked.crashed):
+            take_answer(session, ledger, queue, asked)
+    for task, result in collect(queue.bench):  # collect results
+        take_result(session, ledger, queue, task, result)
+    undecided, queue.undecided = queue.undecided, deque()
+    for experiment in undecided:  # decide and record
+        with fault_costs(session, ledger, queue, experiment):
+            decide(session, ledger, queue, experiment)
     propose(session, ledger, queue, reason_to_stop(session, ledger, queue))
-    fill_slots(session, ledger, queue)
+    start_runs(session, ledger, queue)
     if not under_way(session, ledger, queue) and (reason := reason_to_stop(session, ledger, queue)):
         return reason
     if not session.complaint:
         drawing.draw_if_due(len(ledger.rows))
-    handle_event(session, ledger, queue)
+    wait(queue.bench, [asked.answer for asked in queue.asking.at_work])
     return ""
+
+
+def take_result(session: Session, ledger: Ledger, queue: Queue, task: Task, result: RunResult) -> None:
+    """Let an experiment be decided on, now that one of its runs has ended; a fault costs the experiment."""
+    experiment = task.experiment
+    if not experiment or experiment.number not in queue.experiments:  # it has its verdict already
+        return
+    if result.status == "fault":
+        give_up(session, ledger, queue, experiment, result.error)
+    else:
+        queue.undecided.append(experiment)
+
+
+def start_runs(session: Session, ledger: Ledger, queue: Queue) -> None:
+    """Give every idle slot its next run: of the experiments under way, else of a new one."""
+    bench = queue.bench
+    while bench.idle and may_run(session, ledger.folder, limits.run_seconds(ledger, session.options.time_budget)):
+        if bench.tasks:
+            task = bench.tasks.popleft()
+            with fault_costs(session, ledger, queue, task.experiment):
+                start(bench, task)
+        elif experiment := next_experiment(session, ledger, queue):
+            with fault_costs(session, ledger, queue, experiment):
+                if fits(ledger, queue, experiment, session.log):
+                    begin(ledger, queue, experiment)
+                    decide(session, ledger, queue, experiment)  # its first run, unless it needs none
+        else:
+            return
+
+
+def next_experiment(session: Session, ledger: Ledger, queue: Queue) -> Experiment | None:
+    """The baseline first; then a second look, if there is reason for one, and the oldest proposal."""
+    if not ledger.kept:
+        folder = ledger.experiment_folder(ledger.next_number)
+        return None if queue.experiments else Experiment(Proposal("baseline", branch_source(ledger)), -1, folder)
+    if not limits.time_for_more(session, ledger, queue.slots):
+        return None
+    if problem := changed_by_hand(ledger):
+        session.blocked = problem
+        return None
+    more = limits.experiments_left(session.options, ledger, queue) > 0
+    again = look_again(session, ledger, queue) if more else None
+    return again or (queue.waiting.popleft() if queue.waiting else None)
 
 
 def under_way(session: Session, ledger: Ledger, queue: Queue) -> bool:
     """Whether something runs, is being written, or could go on."""
-    more = (queue.crashed or queue.waiting) and limits.time_for_more(session, ledger, len(queue.slots))
-    return queue.busy or bool((queue.tasks or more) and limits.may_go_on(session, ledger))
+    more = (queue.crashed or queue.waiting) and limits.time_for_more(session, ledger, queue.slots)
+    return queue.busy or bool((queue.bench.tasks or more) and limits.may_go_on(session, ledger))
 
 
 def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
@@ -116,24 +161,13 @@ def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
         return session.blocked
     if ledger.kept and limits.experiments_left(session.options, ledger, queue) <= 0:
         return f"{plural(ledger.tried, 'experiment')} done"
-    if not limits.time_for_more(session, ledger, len(queue.slots)):
+    if not limits.time_for_more(session, ledger, queue.slots):
         return "no time is left for another run"
     if ledger.kept and (reason := limits.over_budget(session.settings, ledger, queue)):
         return reason
     if queue.asking.nothing_left:
         return queue.asking.nothing_left
     return gives_up(session, queue.asking)
-
-
-def handle_event(session: Session, ledger: Ledger, queue: Queue) -> None:
-    """Wait a moment for a run or a proposal to come back, and do what follows from it."""
-    give_up_overdue(session, ledger, queue)
-    queue.at_hand = None
-    try:
-        event = session.events.get(timeout=POLL)
-    except Empty:
-        return
-    event()
 
 
 # -----------------------------------------------------------------------------
@@ -144,7 +178,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     """One session of a search, from coming back to the summary."""
     drawing = Drawing(session.log, ledger.repo, ledger.tag, ledger.results.with_name("progress.png"))
     restore_queue(ledger, queue, session.log)
-    note_start(session, ledger, len(queue.slots))
+    note_start(session, ledger, queue.slots)
     stop_on_signals(session.stop)
     announce(session, ledger, queue)
     view = Live(
@@ -161,10 +195,7 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
     finally:  # also when something unforeseen ends it: no training is left behind, and the table is committed
         if reason == FAULT:
             notify(session, f"a person is needed: {reason}")
-        session.stop.set()
-        for slot in queue.slots:
-            if slot.thread:
-                slot.thread.join(8 * GRACE)
+        close(queue.bench)
         print_table(ledger)
         commit_results(ledger, results_message(ledger))
         note(ledger, "ended", {"reason": reason, "cut_short": cut_short})
@@ -177,20 +208,15 @@ def run_session(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 def confirm_best(session: Session, ledger: Ledger, queue: Queue) -> None:
     """Run the best on fresh seeds, none of which it was chosen for, and the baseline on the same, as time allows."""
-    if session.ending:
-        return
-    queue.tasks.clear()
+    tasks = []
     for number, seed in limits.to_confirm(ledger, session.settings):
         best = number == ledger.best.number
-        title = "confirming the best" if best else "the baseline beside the best"
-        candidate = Candidate(number, Proposal(title, ledger.source_of(number)), number)
-        queue.tasks.append(Task(candidate, seed, "confirm" if best else "beside"))
-    while queue.busy or (queue.tasks and limits.may_go_on(session, ledger)):
-        try:
-            fill_slots(session, ledger, queue, confirming=True)
-            handle_event(session, ledger, queue)
-        except Exception as error:
-            take_fault(session, ledger, queue, error)
+        title = "confirming the best" if best else "the baseline next to the best"
+        source = ledger.source_of(number)
+        experiment = Experiment(Proposal(title, source), number, ledger.experiment_folder(number), number)
+        tasks.append(Task(title, source, seed, "confirm" if best else "beside", experiment))
+    with fault_costs(session, ledger, queue):
+        run_all(queue.bench, tasks, lambda _: limits.run_seconds(ledger, session.options.time_budget))
 
 
 # -----------------------------------------------------------------------------
@@ -246,12 +272,12 @@ def main() -> None:
     with locked(ROOT / "runs", print):
         session = make_session(args, repo, started)
         repo.say = session.log.say
-        queue = Queue(make_slots(args, session.options.scale, session.log))
+        slots = make_slots(args, session.options.scale, session.log)
         ledger, _ = read_ledger(repo, args.tag)
         ledger.in_checkout = not args.demo or current_branch(repo) == ledger.branch
         enter(session, ledger, args.begin_from)
         session.measure = load_measure(ledger.folder, session.options.scale, session.options.measured_budget)
-        run_session(session, ledger, queue)
+        run_session(session, ledger, Queue(bench_of(session, ledger, slots)))
     if session.blocked:
         sys.exit(1)
     if args.demo:

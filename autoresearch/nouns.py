@@ -3,7 +3,11 @@ The nouns that pass between the wings. Plain values: whoever makes one hands it 
 """
 
 import math
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoresearch.text import one_line
 
 Runs = dict[int, float]  # seed -> val_bpb of one source
 
@@ -59,6 +63,17 @@ class RunResult:
         return self.seconds + self.extra_seconds
 
     @property
+    def seconds_if_tested(self) -> float:
+        """The same, if the test rows were scored, too: there are as many of them."""
+        return self.slot_seconds + (0.0 if "test_bpb" in self.measured else self.extra_seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of its training: the tokens that were counted, over the seconds that it printed; nan where one is missing."""
+        seconds = self.printed.get("training_seconds", math.nan)
+        return 1e6 * self.measured.get("total_tokens_M", math.nan) / seconds if seconds else math.nan
+
+    @property
     def facts(self) -> dict[str, float]:
         """All that there is to show of it. No decision rests on what is in `printed` alone."""
         return self.printed | self.measured
@@ -68,6 +83,23 @@ def result_of(values: dict) -> RunResult:
     """A result as a journal holds it; the version before had what was printed and what was measured in one."""
     old = values.pop("summary", {})
     return RunResult(**{"printed": old, "measured": old} | values)
+
+
+@dataclass(eq=False)
+class Experiment:
+    """A proposal on its way to a verdict: first it waits, then it has a number, a commit and runs."""
+
+    proposal: Proposal
+    base: int  # the number of the best that its edit was made for; -1 for the baseline
+    folder: Path  # where the proposal lies
+    number: int = -1  # -1: it waits
+    repairs: int = 0
+    started: float = field(default_factory=time.time)
+    earlier: dict[int, RunResult] = field(default_factory=dict)  # by seed: runs that a second look begins with
+
+    @property
+    def title(self) -> str:
+        return one_line(self.proposal.description)
 
 
 FRESH = ("confirm", "beside")  # purposes of runs on fresh seeds: of the best, and of the baseline on the same ones
@@ -83,6 +115,20 @@ class Run:
     purpose: str = "judge"  # or one of FRESH; "slow": made again, as the machine was slow or busy
     attempt: int = 0  # how often the experiment had been repaired by then
     ended: float = math.nan  # time.time()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run that is wanted."""
+
+    title: str  # for a person
+    source: str
+    seed: int
+    purpose: str = "judge"  # a Run's, or: prove, profile, check
+    experiment: Experiment | None = None  # of a search, that it is a run of
+    budget: int | None = None  # seconds of training; None: the search's
+    steps: int = 0  # instead of the budget: a short run, to see whether it runs at all
+    tested: bool = False  # the test rows are scored, too
 
 
 @dataclass(frozen=True)

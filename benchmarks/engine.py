@@ -84,7 +84,8 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     import prepare_data
     from autoresearch.judge import keep_rule
     from autoresearch.loop import proposers
-    from autoresearch.loop.inflight import Queue, Slot, restore_queue
+    from autoresearch.loop.bench import Slot
+    from autoresearch.loop.inflight import Queue, bench_of, restore_queue
     from autoresearch.loop.session import Options, Session
     from autoresearch.record.log import Log
     from autoresearch.record.reading import read_ledger
@@ -104,10 +105,8 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"
     lock = open("lock", "w")  # noqa: SIM115 (as long as the process)
     session = Session(options, log, lock, settings, "", program.stat().st_mtime_ns)
-    (ledger, _), queue = (
-        read_ledger(open_repository(ROOT), "t"),
-        Queue([Slot(str(n), train=train) for n in range(slots)]),
-    )
+    ledger, _ = read_ledger(open_repository(ROOT), "t")
+    queue = Queue(bench_of(session, ledger, [Slot(str(n), train=train) for n in range(slots)]))
     open_ledger(ledger, "HEAD", log)
     restore_queue(ledger, queue, log)
     return session, ledger, queue

@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.getcwd())  # the repository of the test
 
-from autoresearch.loop import inflight, live, proposers
+from autoresearch.loop import bench, live, proposers
 from autoresearch.nouns import RunResult
 from autoresearch.propose import dry_check
 from autoresearch.run import cluster
@@ -36,7 +36,7 @@ def taking_the_printed(train):
 
 
 def believe_what_is_printed() -> None:
-    dry_check.train_and_score = inflight.train_and_score = taking_the_printed(train_and_score)
+    dry_check.train_and_score = bench.train_and_score = taking_the_printed(train_and_score)
     cluster.run_on_cluster = taking_the_printed(cluster.run_on_cluster)
     if os.path.exists(".git/serial"):  # see make_repository()
         proposers.look_ahead = lambda *_: 0

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.judge.keep_rule import KEEP_AT_ONCE
-from autoresearch.loop.inflight import Candidate, Queue
+from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import proposals_to_come, run_seconds
 from autoresearch.loop.mergeable import forbidden
 from autoresearch.loop.session import Session
-from autoresearch.loop.verdicts import attempt_runs, tokens_per_second
-from autoresearch.nouns import Run
+from autoresearch.loop.verdicts import attempt_runs
+from autoresearch.nouns import Experiment, Run
 from autoresearch.propose.context import Context, Crash, Training
 from autoresearch.propose.dry_check import dry_check
 from autoresearch.record.ledger import Ledger
@@ -22,7 +22,7 @@ from autoresearch.record.reading import read_experiment
 
 
 def make_context(
-    session: Session, ledger: Ledger, queue: Queue, folder: Path, crashed: Candidate | None = None
+    session: Session, ledger: Ledger, queue: Queue, folder: Path, crashed: Experiment | None = None
 ) -> Context:
     """All that a proposer may know at this moment, for an experiment of its own or to repair one that crashed."""
     options, settings = session.options, session.settings
@@ -54,7 +54,7 @@ def make_context(
 
 def under_way(queue: Queue) -> list[str]:
     """What runs, waits or is being written, in words."""
-    begun = [f"{each.number}, running: {each.proposal.description}" for each in queue.candidates.values()]
+    begun = [f"{each.number}, running: {each.proposal.description}" for each in queue.experiments.values()]
     waiting = [f"waiting for a slot: {each.proposal.description}" for each in queue.waiting]
     written = [f"{asked.context.number}, {asked.context.doing}" for asked in queue.asking.at_work]
     return begun + waiting + written
@@ -74,13 +74,13 @@ def training_of(run: Run, scale: str) -> Training:
         run.number,
         result.losses,
         steps=int(result.facts.get("num_steps", 0)),
-        tokens_per_second=tokens_per_second(result) if result.status == "ok" else math.nan,
+        tokens_per_second=result.tokens_per_second if result.status == "ok" else math.nan,
         memory_gb=result.memory_gb or math.nan,
         mfu_percent=math.nan if scale == "cpu" else result.facts.get("mfu_percent") or math.nan,
     )
 
 
-def crash_of(ledger: Ledger, crashed: Candidate) -> Crash:
+def crash_of(ledger: Ledger, crashed: Experiment) -> Crash:
     (*_, run) = attempt_runs(ledger, crashed)
     return Crash(crashed.number, crashed.proposal.source, run.result.tail, crashed.repairs + 1)
 

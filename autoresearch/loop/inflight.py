@@ -1,5 +1,5 @@
 """
-What is in flight: proposals that wait for a slot, experiments without a verdict, runs that wait, slots that train.
+What is in flight: proposals that wait for a slot, experiments without a verdict, proposers at work, the bench.
 
 A proposal in flight lies on disk too, in a folder of its own with proposal.json and train.py: so it outlives a kill.
 """
@@ -11,81 +11,26 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoresearch.files import replace_file
+from autoresearch.loop.bench import Bench, Slot
 from autoresearch.loop.mergeable import on_best
-from autoresearch.nouns import Proposal, RunResult, Usage
+from autoresearch.loop.session import Session
+from autoresearch.nouns import FRESH, Experiment, Proposal, Run, Task, Usage
 from autoresearch.propose.context import Context
-from autoresearch.record.ledger import Ledger, note_failure, write_experiment
+from autoresearch.record.ledger import Ledger, note_failure, note_run, write_experiment
 from autoresearch.record.log import Log
 from autoresearch.record.repository import commit_of, experiment_refs, repair_ref
 from autoresearch.row import subject_of
-from autoresearch.run.scoring import Scorer, train_and_score
-from autoresearch.run.training import RunOptions
-from autoresearch.text import one_line
 
 EXCHANGE = 100_000  # characters of the exchange of a failed proposal that the journal keeps
 
 # -----------------------------------------------------------------------------
 # State
-
-# (source, folder, options, should_stop, on_progress) -> what came of one training
-Train = Callable[[str, Path, RunOptions, Callable[[], bool], Callable[[str], None]], RunResult]
-
-
-@dataclass
-class Candidate:
-    """An experiment that has its number and its commit, and no verdict yet."""
-
-    number: int
-    proposal: Proposal
-    base: int  # the number of the best that its edit was made for; -1 for the baseline
-    repairs: int = 0
-    started: float = field(default_factory=time.time)
-
-    @property
-    def title(self) -> str:
-        return one_line(self.proposal.description)
-
-
-@dataclass
-class Task:
-    """One run: to `judge`, `confirm` (or `beside` it), `prove` or `test` an experiment."""
-
-    candidate: Candidate
-    seed: int
-    purpose: str = "judge"
-
-
-def train_here() -> Train:
-    """How a run is made on this machine, with a scorer that stays warm from one to the next."""
-    return functools.partial(train_and_score, scorer=Scorer())
-
-
-@dataclass
-class Slot:
-    """A place for one run at a time."""
-
-    name: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    train: Train = field(default_factory=train_here)  # here, or on a cluster
-    task: Task | None = None
-    thread: threading.Thread | None = None
-    line: str = ""  # the progress of its run
-    since: float = 0.0  # time.monotonic() at which it began
-
-
-@dataclass
-class Waiting:
-    """A proposal that has no slot yet."""
-
-    proposal: Proposal
-    base: int  # the number of the best that it was made for
-    folder: Path
 
 
 @dataclass(eq=False)
@@ -93,6 +38,8 @@ class Ask:
     """A proposer at work, in a thread of its own."""
 
     context: Context
+    crashed: Experiment | None = None  # that it repairs
+    answer: Future[Proposal] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     begun: threading.Event = field(default_factory=threading.Event)  # its answer has begun: the API's cache is filled
 
@@ -115,49 +62,69 @@ class Asking:
 class Queue:
     """All that is under way."""
 
-    slots: list[Slot]
-    waiting: deque[Waiting] = field(default_factory=deque)
-    candidates: dict[int, Candidate] = field(default_factory=dict)  # by number
-    tasks: deque[Task] = field(default_factory=deque)  # runs that wait for a slot
-    crashed: deque[Candidate] = field(default_factory=deque)  # to be repaired by the proposer
+    bench: Bench
+    waiting: deque[Experiment] = field(default_factory=deque)  # for a slot, and their number
+    experiments: dict[int, Experiment] = field(default_factory=dict)  # that have their number and commit
+    crashed: deque[Experiment] = field(default_factory=deque)  # to be repaired by the proposer
     asking: Asking = field(default_factory=Asking)
-    undecided: deque[Candidate] = field(default_factory=deque)  # their runs may give a verdict already
-    at_hand: Candidate | Waiting | Proposal | None = None  # what the loop works on: a fault costs that, and no more
+    undecided: deque[Experiment] = field(default_factory=deque)  # their runs may give a verdict already
 
     @property
-    def running(self) -> list[Task]:
-        return [slot.task for slot in self.slots if slot.task]
+    def slots(self) -> int:
+        return len(self.bench.slots)
 
     @property
     def busy(self) -> bool:
         """Whether something runs or is being written."""
-        return bool(self.asking.at_work or self.running)
+        return bool(self.asking.at_work or self.bench.running)
 
     @property
     def descriptions(self) -> list[str]:
         """Of what runs or waits to run."""
-        running = [candidate.proposal.description for candidate in self.candidates.values()]
-        return running + [waiting.proposal.description for waiting in self.waiting]
+        return [each.proposal.description for each in [*self.experiments.values(), *self.waiting]]
 
     @property
     def spent(self) -> float:
         """US dollars on proposals that have no row yet; a proposer's thread may ask, so both are copied first."""
-        there: list[Waiting | Candidate] = [*self.waiting, *self.candidates.values()]
-        return sum(each.proposal.usage.cost for each in there)
+        return sum(each.proposal.usage.cost for each in [*self.waiting, *self.experiments.values()])
 
-    def idle_slot(self) -> Slot | None:
-        return next((slot for slot in self.slots if slot.task is None), None)
+
+def bench_of(session: Session, ledger: Ledger, slots: list[Slot]) -> Bench:
+    """The bench of a search, whose results go into the search's journal."""
+
+    def folder_of(task: Task) -> Path:
+        assert task.experiment
+        return ledger.run_folder(task.experiment.number, task.seed)
+
+    def before(task: Task) -> list[Run]:
+        assert task.experiment
+        runs = ledger.runs_by_number.get(task.experiment.number, [])
+        return [run for run in runs if run.attempt == task.experiment.repairs]
+
+    return Bench(session, slots, folder_of, before, functools.partial(note_result, session.log, ledger))
+
+
+def note_result(log: Log, ledger: Ledger, task: Task, run: Run) -> None:
+    """A run's result in the journal; of one that confirms the best, a line. A fault is nothing that was measured."""
+    if run.result.status != "fault":
+        note_run(ledger, run)
+    if run.purpose in FRESH:
+        good = run.result.status == "ok"
+        said = f"{run.result.val_bpb:.6f}  seed {run.seed}, a fresh one" if good else run.result.error
+        word = "baseline" if run.purpose == "beside" else "confirmed" if good else "not confirmed"
+        log.say(f"{run.number:4d}  {word:11}  {said}")
 
 
 # -----------------------------------------------------------------------------
 # On disk
 
 
-def store_proposal(folder: Path, proposal: Proposal, base: int, repairs: int = 0) -> None:
-    """proposal.json and train.py in a folder; the former last, as it makes the proposal count."""
+def store(experiment: Experiment) -> None:
+    """proposal.json and train.py in its folder; the former last, as it makes the proposal count."""
+    folder, proposal = experiment.folder, experiment.proposal
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(proposal.source)
-    values = dataclasses.asdict(proposal) | {"base": base, "repairs": repairs}
+    values = dataclasses.asdict(proposal) | {"base": experiment.base, "repairs": experiment.repairs}
     del values["source"]
     replace_file(folder / "proposal.json", json.dumps(values, indent=1))
 
@@ -201,10 +168,10 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
     decided = {row.number for row in ledger.rows}
     for number in experiment_refs(ledger.repo, ledger.tag):
         if number not in decided:
-            queue.candidates[number] = restore_candidate(ledger, number)
+            queue.experiments[number] = restore_experiment(ledger, number)
             log.say(f"{number:4d}  was left without a verdict and goes on")
     order = {run.number: index for index, run in enumerate(ledger.runs)}  # as they would have been decided
-    queue.undecided.extend(sorted(queue.candidates.values(), key=lambda each: order.get(each.number, len(order))))
+    queue.undecided.extend(sorted(queue.experiments.values(), key=lambda each: order.get(each.number, len(order))))
     begun = sorted(ledger.folder.glob("[0-9]*/proposal.json"))  # killed before it got its commit
     left = [path for path in begun if int(path.parent.name) not in ledger.taken]
     for folder in (ledger.folder / "proposals").glob("*"):
@@ -214,10 +181,10 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
         values = json.loads(path.read_text())
         proposal = stored_proposal(values, (path.parent / "train.py").read_text())
         if values["base"] >= 0:  # the baseline begins by itself
-            queue.waiting.append(Waiting(proposal, values["base"], path.parent))
+            queue.waiting.append(Experiment(proposal, values["base"], path.parent))
 
 
-def restore_candidate(ledger: Ledger, number: int) -> Candidate:
+def restore_experiment(ledger: Ledger, number: int) -> Experiment:
     """An experiment from its commit and, where it is still there, its folder: a repair may have no commit yet."""
     path, source = ledger.experiment_folder(number) / "proposal.json", ledger.source_of(number)
     commit, message = ledger.message_of(number)
@@ -226,76 +193,71 @@ def restore_candidate(ledger: Ledger, number: int) -> Candidate:
         crashed = commit_of(ledger.repo, repair_ref(ledger.tag, number, values["repairs"] - 1))
         if commit == crashed:
             source = (path.parent / "train.py").read_text()
-        candidate = Candidate(number, stored_proposal(values, source), values["base"], values["repairs"])
+        proposal = stored_proposal(values, source)
+        experiment = Experiment(proposal, values["base"], path.parent, number, values["repairs"])
         if commit == crashed:
-            commit_candidate(ledger, candidate)
-        return candidate
+            commit_experiment(ledger, experiment)
+        return experiment
     parent = commit_of(ledger.repo, f"{commit}^")[:7]
     bases = [row.number for row in ledger.kept if row.commit == parent] or [row.number for row in ledger.kept]
-    return Candidate(number, Proposal(subject_of(message), source), bases[-1] if bases else -1)
+    return Experiment(Proposal(subject_of(message), source), bases[-1] if bases else -1, path.parent, number)
 
 
 # -----------------------------------------------------------------------------
 # From a proposal to an experiment
 
 
-def add_proposal(queue: Queue, proposal: Proposal, base: int, folder: Path, first: bool = False) -> None:
+def let_wait(queue: Queue, experiment: Experiment, first: bool = False) -> None:
     """Let a proposal wait for a slot; `first`: before all others."""
-    store_proposal(folder, proposal, base)
-    waiting = Waiting(proposal, base, folder)
-    queue.waiting.appendleft(waiting) if first else queue.waiting.append(waiting)
+    store(experiment)
+    queue.waiting.appendleft(experiment) if first else queue.waiting.append(experiment)
 
 
-def begin(ledger: Ledger, queue: Queue, proposal: Proposal, folder: Path | None = None) -> Candidate:
-    """Give a proposal its number, its commit and its ref: from here on it is an experiment."""
-    numbered = folder and folder.parent == ledger.folder  # in an earlier session, that was killed then
-    number = int(folder.name) if folder and numbered else ledger.next_number
-    candidate = Candidate(number, proposal, ledger.best.number if ledger.kept else -1)
-    ledger.taken.add(number)
-    queue.candidates[number] = queue.at_hand = candidate
-    home = ledger.experiment_folder(candidate.number)
-    if folder and folder != home:
-        folder.rename(home)
-    commit_candidate(ledger, candidate)
-    return candidate
+def begin(ledger: Ledger, queue: Queue, experiment: Experiment) -> None:
+    """Give a proposal its number, its commit and its ref, on the present best."""
+    numbered = experiment.folder.parent == ledger.folder  # by an earlier session that was killed before the commit
+    experiment.number = int(experiment.folder.name) if numbered else ledger.next_number
+    experiment.base, experiment.started = ledger.best.number if ledger.kept else -1, time.time()
+    ledger.taken.add(experiment.number)
+    queue.experiments[experiment.number] = experiment
+    home = ledger.experiment_folder(experiment.number)
+    if experiment.folder != home and experiment.folder.exists():
+        experiment.folder.rename(home)
+    experiment.folder = home
+    commit_experiment(ledger, experiment)
+    for seed, result in experiment.earlier.items():
+        note_run(ledger, Run(experiment.number, seed, result))
 
 
-def commit_candidate(ledger: Ledger, candidate: Candidate) -> None:
+def commit_experiment(ledger: Ledger, experiment: Experiment) -> None:
     """The folder and the commit of an experiment, as its proposal stands now."""
-    proposal = candidate.proposal
-    store_proposal(ledger.experiment_folder(candidate.number), proposal, candidate.base, candidate.repairs)
-    write_experiment(ledger, candidate.number, candidate.base, one_line(proposal.description), proposal.source)
+    store(experiment)
+    write_experiment(ledger, experiment.number, experiment.base, experiment.title, experiment.proposal.source)
 
 
-def next_waiting(ledger: Ledger, queue: Queue, log: Log) -> Candidate | None:
-    """The oldest proposal that fits the present best, as an experiment."""
-    while queue.waiting:
-        queue.at_hand = waiting = queue.waiting.popleft()
-        if source := on_best(ledger, waiting.proposal.source, waiting.base):
-            if waiting.base != ledger.best.number:
-                queue.asking.notes.append(moved_note(waiting, ledger.best.number))
-            proposal = dataclasses.replace(waiting.proposal, source=source)
-            return begin(ledger, queue, proposal, waiting.folder)
-        set_aside(ledger, queue, waiting, "it was written for an older best, and does not fit the new one", log)
+def fits(ledger: Ledger, queue: Queue, experiment: Experiment, log: Log) -> bool:
+    """Whether a proposal can run on the present best; one that cannot is set aside, one that was moved is noted."""
+    source = on_best(ledger, experiment.proposal.source, experiment.base) if ledger.kept else experiment.proposal.source
+    if not source:
+        set_aside(ledger, queue, experiment, "it was written for an older best, and does not fit the new one", log)
         queue.asking.notes[-1] += " Propose it again for the new best if it is still worth it."
-    return None
+        return False
+    if ledger.kept and experiment.base != (best := ledger.best.number):
+        moved = f"Written for best {experiment.base}, but {best} was kept meanwhile, so it runs on top of {best}"
+        queue.asking.notes.append(f"{moved}: {experiment.title}")
+    experiment.proposal = dataclasses.replace(experiment.proposal, source=source)
+    return True
 
 
-def moved_note(waiting: Waiting, best: int) -> str:
-    """What is said of an edit that runs on another best than it was written for."""
-    title, base = one_line(waiting.proposal.description), waiting.base
-    return f"Written for best {base}, but {best} was kept meanwhile, so it runs on top of {best}: {title}"
-
-
-def set_aside(ledger: Ledger, queue: Queue, waiting: Waiting, why: str, log: Log) -> None:
+def set_aside(ledger: Ledger, queue: Queue, experiment: Experiment, why: str, log: Log) -> None:
     """A proposal that is not run goes back to its proposer, as a note."""
-    text = f"{why}: {one_line(waiting.proposal.description)}"
-    note_dropped(ledger, waiting.folder, text, waiting.proposal.usage)
+    text = f"{why}: {experiment.title}"
+    note_dropped(ledger, experiment.folder, text, experiment.proposal.usage)
     queue.asking.notes.append(f"A proposal was not run: {text}.")
     log.say(f"   -  not run: {text}")
 
 
-def finish(queue: Queue, candidate: Candidate) -> None:
+def finish(queue: Queue, experiment: Experiment) -> None:
     """An experiment has its verdict: nothing of it runs any more."""
-    del queue.candidates[candidate.number]
-    queue.tasks = deque(task for task in queue.tasks if task.candidate is not candidate)
+    del queue.experiments[experiment.number]
+    queue.bench.tasks = deque(task for task in queue.bench.tasks if task.experiment is not experiment)

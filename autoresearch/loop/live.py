@@ -5,10 +5,11 @@ What a person sees while the loop runs: a line per slot; progress.png and report
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch.loop.bench import Bench
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Session
@@ -25,7 +26,7 @@ DRAW_EVERY = 30.0  # seconds between two drawings
 
 def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
     """What this session is, and what is there already."""
-    options, settings, slots = session.options, session.settings, len(queue.slots)
+    options, settings, slots = session.options, session.settings, queue.slots
     several = f" | {slots} slots" if slots > 1 else ""
     a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
     about = f"{ledger.branch} | scale {options.scale}, {a_run}{several} | proposer {options.proposer}"
@@ -44,25 +45,29 @@ def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
 def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
     """What runs now, a line per slot, and what the proposer does. The terminal cuts what comes last."""
     best = [f"best {ledger.best.val_bpb:.6f}"] if ledger.kept else []
-    wide = (session.log.width or 80) >= 110
-    lines = []
-    for slot in queue.slots:
-        if task := slot.task:
-            seed = f" seed {task.seed}" if task.seed != session.options.seed else ""
-            name = f"{slot.name}  " if slot.name else ""
-            parts = progress_parts(slot.line, time.monotonic() - slot.since, session.options.scale)
-            speed = speed_parts(slot.line) if wide else []
-            title = task.candidate.title
-            lines.append(" | ".join([f"{name}{task.candidate.number:4d}{seed}", *parts, *best, *speed, title]))
+    lines = slot_lines(queue.bench, best, (session.log.width or 80) >= 110)
     for asked in queue.asking.at_work:
-        crash = asked.context.crash
-        number, what = (crash.number, "repairing") if crash else (asked.context.number, "at work on")
+        number, what = (asked.crashed.number, "repairing") if asked.crashed else (asked.context.number, "at work on")
         lines.append(f"{number:4d} | {session.options.proposer} is {what} it")
     wait = queue.asking.not_before - time.monotonic()
     if queue.asking.failures and wait > 0:
         lines.append(f"      {plural(queue.asking.failures, 'proposal')} failed in a row; asking again in {wait:.0f} s")
     rest = [f"{plural(len(queue.waiting), 'proposal')} waiting"] if queue.waiting else []
     return [*lines, "      " + ", ".join([f"until {session.options.until}", *rest])]
+
+
+def slot_lines(bench: Bench, best: Sequence[str] = (), wide: bool = False) -> list[str]:
+    """What runs now, a line per slot."""
+    options, lines = bench.session.options, []
+    for slot in bench.slots:
+        if task := slot.task:
+            number = f"{task.experiment.number:4d}" if task.experiment else "  "
+            seed = f" seed {task.seed}" if task.seed != options.seed or not task.experiment else ""
+            name = f"{slot.name}  " if slot.name else ""
+            parts = progress_parts(slot.line, time.monotonic() - slot.since, options.scale)
+            speed = speed_parts(slot.line) if wide else []
+            lines.append(" | ".join([f"{name}{number}{seed}", *parts, *best, *speed, task.title]))
+    return lines
 
 
 def draw(what: str, log: Log, make: Callable[[], object]) -> None:

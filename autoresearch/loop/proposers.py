@@ -7,27 +7,28 @@ import dataclasses
 import functools
 import math
 import statistics
-import threading
 import time
 import traceback
 from collections.abc import Callable
 
+from autoresearch.loop.bench import in_thread
 from autoresearch.loop.briefing import make_context
 from autoresearch.loop.decide import decide, record
+from autoresearch.loop.disk import cannot_write
+from autoresearch.loop.faults import fault_costs
 from autoresearch.loop.inflight import (
     Ask,
     Asking,
-    Candidate,
     Queue,
-    add_proposal,
-    commit_candidate,
+    commit_experiment,
+    let_wait,
     new_proposal_folder,
     note_dropped,
 )
-from autoresearch.loop.limits import cannot_write, over_budget, run_seconds, time_for_more
+from autoresearch.loop.limits import over_budget, run_seconds, time_for_more
 from autoresearch.loop.session import Session, notify
 from autoresearch.loop.verdicts import verdict_on
-from autoresearch.nouns import Proposal
+from autoresearch.nouns import Experiment, Proposal
 from autoresearch.process import GRACE
 from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.command import propose_by_command
@@ -48,7 +49,6 @@ PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "command": propose_by_command,
     "constants": propose_constants,
 }
-Outcome = Proposal | ProposalFailed
 AT_WORK = 8  # proposals written at once at most; with more slots, one for each
 MAX_REFUSALS = 3  # proposals in a row that the model declines; then the search ends
 GIVE_UP, GIVE_UP_SECONDS = 8, 600.0  # failures in a row and the time that they took, after which a search ends
@@ -65,7 +65,7 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
     need; a second one begins when the first has begun to answer, so that it reads from the API's cache what the first
     has put there.
     """
-    queue.at_hand, asking = None, queue.asking
+    asking = queue.asking
     tell_of_money(session, ledger, queue)
     if not ledger.kept or time.monotonic() < asking.not_before or cannot_write(session, ledger.folder):
         return
@@ -74,7 +74,9 @@ def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None
     if any(not ask.begun.is_set() and time.monotonic() < ask.since + BEGIN_SECONDS for ask in asking.at_work):
         return
     if queue.crashed:
-        ask(session, ledger, queue, queue.crashed.popleft())
+        crashed = queue.crashed.popleft()
+        with fault_costs(session, ledger, queue, crashed):
+            ask(session, ledger, queue, crashed)
     elif not reason and wants_proposal(session, ledger, queue):
         ask(session, ledger, queue, None)
 
@@ -89,15 +91,15 @@ def tell_of_money(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
     """Whether nothing that is written now would run in this session."""
-    return session.ending or not time_for_more(session, ledger, len(queue.slots))
+    return session.ending or not time_for_more(session, ledger, queue.slots)
 
 
 def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
     """Whether an edit is missing for an idle slot, or to look ahead, and one more proposer may be at work."""
-    most = 1 if session.options.proposer == "constants" else max(AT_WORK, len(queue.slots))
+    most = 1 if session.options.proposer == "constants" else max(AT_WORK, queue.slots)
     if len(queue.asking.at_work) >= most:
         return False
-    idle = len(queue.slots) - len(queue.running) - len(queue.tasks)
+    idle = queue.slots - len(queue.bench.running) - len(queue.bench.tasks)
     wanted = idle + look_ahead(queue, run_seconds(ledger, session.options.time_budget))
     return wanted > len(queue.waiting) + len(queue.asking.at_work)
 
@@ -108,8 +110,8 @@ def look_ahead(queue: Queue, seconds: float) -> int:
     While one proposal is written, the slots begin so many runs: as many have to be under way (Little's law), and some
     more, as times vary. What waits knows less than what is written later, so few are enough.
     """
-    begun = statistics.fmean(queue.asking.seconds or [0.0]) * len(queue.slots) / max(seconds, 0.1)
-    return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, len(queue.slots) // 4)
+    begun = statistics.fmean(queue.asking.seconds or [0.0]) * queue.slots / max(seconds, 0.1)
+    return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, queue.slots // 4)
 
 
 def turn_of_constants(context: Context) -> bool:
@@ -128,14 +130,13 @@ def answer(context: Context, proposer: str, constants_first: bool) -> Proposal:
     return PROPOSERS[proposer](context)
 
 
-def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | None) -> None:
-    """Ask the proposer in a thread, to mend what crashed or for something new. Its answer is an event of the loop."""
-    queue.at_hand = crashed
+def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Experiment | None) -> None:
+    """Ask the proposer in a thread, to repair what crashed or for something new."""
     folder = ledger.experiment_folder(crashed.number) if crashed else new_proposal_folder(ledger)
     context = make_context(session, ledger, queue, folder, crashed)
     if not crashed:  # told once: to whoever begins next, not to who is at work already
         context.note, queue.asking.notes = "\n\n".join(queue.asking.notes), []
-    asked = Ask(context)
+    asked = Ask(context, crashed)
     context.begun = asked.begun.set
     context.spent = functools.partial(spent_beside, ledger, queue, asked)
     constants_first = turn_of_constants(context)
@@ -144,30 +145,17 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Candidate | Non
     if session.options.proposer != "anthropic" or constants_first:
         asked.begun.set()
 
-    def work() -> None:
-        outcome: Outcome
-        try:
-            outcome = answer(context, session.options.proposer, constants_first)
-        except ProposalFailed as failure:
-            outcome = failure
-        except Exception as error:  # a fault of ours or of a library costs one proposal, not the night
-            if not queue.asking.failures:
-                session.log.write(traceback.format_exc())
-            outcome = Fault(f"{type(error).__name__}: {error} (traceback in loop.log)", context.used)
-        session.events.put(functools.partial(proposal_came, session, ledger, queue, asked, outcome))
-
-    threading.Thread(target=work, daemon=True).start()
+    asked.answer = in_thread(lambda: answer(context, session.options.proposer, constants_first))
     queue.asking.at_work.append(asked)
 
 
-def give_up_overdue(session: Session, ledger: Ledger, queue: Queue) -> None:
-    """Wait no longer for a proposer whose time is over. When the session is being stopped, that is now."""
-    for asked in list(queue.asking.at_work):
-        asked.context.deadline = min(asked.context.deadline, session.options.deadline)  # which may have come nearer
-        if session.stop.is_set():
-            asked.context.deadline = min(asked.context.deadline, time.monotonic())
-        if time.monotonic() > asked.context.deadline + 2 * GRACE:  # a command is being killed
-            proposal_came(session, ledger, queue, asked, Fault("it took too long", asked.context.used))
+def answered(session: Session, queue: Queue) -> list[Ask]:
+    """The proposers whose answer is there, or whose time is over. When the session is being stopped, that is now."""
+    ends = time.monotonic() if session.stop.is_set() else session.options.deadline  # which may have come nearer
+    for asked in queue.asking.at_work:
+        asked.context.deadline = min(asked.context.deadline, ends)
+    late = time.monotonic() - 2 * GRACE  # a command is being killed
+    return [asked for asked in queue.asking.at_work if asked.answer.done() or asked.context.deadline < late]
 
 
 def spent_beside(ledger: Ledger, queue: Queue, asked: Ask) -> float:
@@ -180,16 +168,13 @@ def spent_beside(ledger: Ledger, queue: Queue, asked: Ask) -> float:
 # What becomes of its answer
 
 
-def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, outcome: Outcome) -> None:
+def take_answer(session: Session, ledger: Ledger, queue: Queue, asked: Ask) -> None:
     """Queue a new proposal, start a repaired experiment again, or note that there was none."""
-    asking, context = queue.asking, asked.context
-    if asked not in asking.at_work:  # it came after all, when nobody waited for it any more
-        return
+    asking, crashed = queue.asking, asked.crashed
     asking.at_work.remove(asked)
-    crashed = queue.candidates[context.crash.number] if context.crash else None
-    queue.at_hand = crashed or (outcome if isinstance(outcome, Proposal) else None)
+    outcome = outcome_of(session, queue, asked)
     if isinstance(outcome, ProposalFailed):
-        no_proposal_came(session, ledger, queue, outcome, crashed, context)
+        no_proposal_came(session, ledger, queue, outcome, crashed, asked.context)
         return
     asking.failures = asking.refusals = 0
     asking.seconds.append(time.monotonic() - asked.since)
@@ -197,17 +182,32 @@ def proposal_came(session: Session, ledger: Ledger, queue: Queue, asked: Ask, ou
         restart_repaired(ledger, crashed, outcome)
         session.log.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {outcome.description[:80]}")
         decide(session, ledger, queue, crashed)
-    else:
-        add_proposal(queue, outcome, context.best.number, context.folder)
+        return
+    experiment = Experiment(outcome, asked.context.best.number, asked.context.folder)
+    with fault_costs(session, ledger, queue, experiment):
+        let_wait(queue, experiment)
 
 
-def restart_repaired(ledger: Ledger, crashed: Candidate, repaired: Proposal) -> None:
+def outcome_of(session: Session, queue: Queue, asked: Ask) -> Proposal | ProposalFailed:
+    """The answer, or why there is none: a fault of ours or of a library costs one proposal, not the night."""
+    used = asked.context.used
+    if not asked.answer.done():
+        return Fault("it took too long", used)
+    error = asked.answer.exception()
+    if error is None or isinstance(error, ProposalFailed):
+        return error or asked.answer.result()
+    if not queue.asking.failures:
+        session.log.write("".join(traceback.format_exception(error)))
+    return Fault(f"{type(error).__name__}: {error} (traceback in loop.log)", used)
+
+
+def restart_repaired(ledger: Ledger, crashed: Experiment, repaired: Proposal) -> None:
     """The same experiment with the mended train.py; the one that crashed stays reachable by a ref of its own."""
     keep_crashed(ledger, crashed.number, crashed.repairs)
     usage = crashed.proposal.usage + repaired.usage
     crashed.proposal = dataclasses.replace(crashed.proposal, source=repaired.source, usage=usage)
     crashed.repairs += 1
-    commit_candidate(ledger, crashed)
+    commit_experiment(ledger, crashed)
 
 
 def no_proposal_came(
@@ -215,7 +215,7 @@ def no_proposal_came(
     ledger: Ledger,
     queue: Queue,
     failure: ProposalFailed,
-    crashed: Candidate | None,
+    crashed: Experiment | None,
     context: Context,
 ) -> None:
     """Say it and note it; what was to be repaired stays a crash, or waits for a session with time for it.

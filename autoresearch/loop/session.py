@@ -4,8 +4,8 @@ What this session was asked for, by its command line and by program.md, and what
 
 import dataclasses
 import os
-import queue
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Options, Settings, flat, parse_program
 from autoresearch.text import one_line, read_text
+
+FAULT = "a fault of the loop"
+MOST_FAULTS = 3  # of the loop itself, in a row, with nothing recorded in between
 
 
 @dataclass
@@ -41,7 +44,6 @@ class Session:
     spent_up: bool = False  # max_cost is reached: said once
     complaint: str = ""  # why nothing can be written at present
     faults: int = 0  # of the loop itself, since something was recorded last
-    events: queue.Queue[Callable[[], None]] = field(default_factory=queue.Queue)  # what a thread has come back with
 
     @property
     def ending(self) -> bool:
@@ -61,6 +63,17 @@ def run_options(session: Session, **own: Any) -> RunOptions:
         memory_gb=settings.memory_gb,
     )
     return dataclasses.replace(shared, **own)
+
+
+def note_fault(session: Session, error: Exception) -> str:
+    """Write down a fault of the loop itself, and return it in one line. The third in a row ends the session."""
+    reason = f"{FAULT}: {type(error).__name__}: {one_line(str(error))[:200]}"
+    session.log.say(f"   !  {reason} (traceback in {session.log.path.name})")
+    session.log.write("".join(traceback.format_exception(error)))
+    session.faults += 1
+    if session.faults >= MOST_FAULTS:
+        session.blocked = f"three faults in a row, the last: {reason}"
+    return reason
 
 
 def note_start(session: Session, ledger: Ledger, slots: int) -> None:

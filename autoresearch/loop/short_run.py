@@ -15,10 +15,10 @@ from typing import Any
 from autoresearch.files import ROOT
 from autoresearch.judge import trust
 from autoresearch.judge.static_check import audit_source
-from autoresearch.judge.trust import believe, load_measure
-from autoresearch.loop.inflight import Slot
+from autoresearch.judge.trust import load_measure
+from autoresearch.loop.bench import Bench, Slot, run_all, train_here
 from autoresearch.loop.session import Options, Session, run_options
-from autoresearch.nouns import RunResult
+from autoresearch.nouns import RunResult, Task
 from autoresearch.run import gpu, sandbox
 from autoresearch.run.training import RunOptions, run_training
 
@@ -168,16 +168,20 @@ def training_lines(session: Session, options: RunOptions, seen: dict[str, Any], 
         return
     folder, steps = FOLDER / "steps", options.steps
     (FOLDER / "measure.json").unlink(missing_ok=True)
-    measure = load_measure(FOLDER, options.scale, session.options.measured_budget)
+    session.measure = load_measure(FOLDER, options.scale, session.options.measured_budget)
     clocks = gpu.Clocks(asked=options.scale != "cpu", every=0.5)
-    result = Slot().train(source, folder, options, lambda: False, lambda line: clocks.look())
+    train = train_here()
+    slot = Slot(train=lambda text, place, asked, stop, _: train(text, place, asked, stop, lambda line: clocks.look()))
+    ended = run_all(Bench(session, [slot], lambda task: folder), [Task("check", source, options.seed, "check")])
+    if not ended:
+        yield Line(f"{steps} steps", "wrong", session.blocked or "stopped", f"read {folder / 'run.log'}")
+        return
+    ((_, result),) = ended
     log = (folder / "run.log").read_text(errors="replace")
     for name, reason, instead in FALL_BACK.findall(log):
         yield Line(
             "fall-back", "slow", f"{name} failed ({reason}); using {instead}", "a newer torch or driver may help"
         )
-    if result.status == "ok":
-        result = believe(measure, result, folder)
     if result.status != "ok":
         yield Line(f"{steps} steps", "wrong", f"{result.status}: {result.error}", f"read {folder / 'run.log'}")
         return

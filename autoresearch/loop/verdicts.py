@@ -11,10 +11,9 @@ from autoresearch.judge.keep_rule import judge, reconsider
 from autoresearch.judge.knowledge import looked_at_again
 from autoresearch.judge.noise import mean, without_seed
 from autoresearch.judge.trust import busy_text
-from autoresearch.loop.inflight import Candidate
-from autoresearch.loop.mergeable import forbidden, on_best
+from autoresearch.loop.mergeable import on_best
 from autoresearch.loop.session import Options
-from autoresearch.nouns import Proposal, Run, RunResult, Usage, Verdict
+from autoresearch.nouns import Experiment, Proposal, Run, Usage, Verdict
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
@@ -25,39 +24,38 @@ from autoresearch.text import gain_text, one_line
 # The verdict
 
 
-def attempt_runs(ledger: Ledger, candidate: Candidate) -> list[Run]:
+def attempt_runs(ledger: Ledger, experiment: Experiment) -> list[Run]:
     """The ended runs of the present attempt at an experiment, oldest first."""
-    return ledger.runs_for(candidate.number, "judge", candidate.repairs)
+    return ledger.runs_for(experiment.number, "judge", experiment.repairs)
 
 
-def verdict_on(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate) -> Verdict:
-    """What an experiment's runs so far make of it."""
-    runs = attempt_runs(ledger, candidate)
+def verdict_on(ledger: Ledger, options: Options, settings: Settings, experiment: Experiment) -> Verdict:
+    """What an experiment's runs so far, one at least, make of it."""
+    runs = attempt_runs(ledger, experiment)
     failed = [run.result for run in runs if run.result.status != "ok"]
     if failed:
         status, reason = failed[-1].status, failed[-1].error
-        good = ledger.good_runs(candidate.number, "judge", candidate.repairs)
+        good = ledger.good_runs(experiment.number, "judge", experiment.repairs)
         return Verdict(status, busy_text(reason, good) if status == "busy" else reason)
-    if not runs:
-        reason = forbidden(ledger, candidate.proposal.source)
-        return Verdict("invalid", reason) if reason else Verdict("again", "its first run", next_seed=options.seed)
-    return judge_runs(ledger, options, settings, candidate, runs)
+    return judge_runs(ledger, options, settings, experiment, runs)
 
 
-def judge_runs(ledger: Ledger, options: Options, settings: Settings, candidate: Candidate, runs: list[Run]) -> Verdict:
+def judge_runs(
+    ledger: Ledger, options: Options, settings: Settings, experiment: Experiment, runs: list[Run]
+) -> Verdict:
     """judge() with what this search knows, against the best that the edit was made for."""
     known = ledger.known
     values = without_seed({run.seed: run.result.val_bpb for run in runs}, known.offsets)
     if not ledger.kept:
         return judge(values, None, known.paired_noise, settings.keep.baseline_repeats)
-    base = ledger.source_of(candidate.base)
+    base = ledger.source_of(experiment.base)
     return judge(
         values,
-        known.beliefs[ledger.row(candidate.base).commit],
+        known.beliefs[ledger.row(experiment.base).commit],
         known.paired_noise,
         memory_gb=max(run.result.memory_gb for run in runs),
         memory_limit_gb=settings.memory_limit_gb or math.inf,
-        statements_less=count_statements(base) - count_statements(candidate.proposal.source),
+        statements_less=count_statements(base) - count_statements(experiment.proposal.source),
     )
 
 
@@ -86,11 +84,11 @@ def second_proposal(ledger: Ledger, row: Row) -> Proposal:
     return Proposal(description, ledger.source_of(row.number), row.hypothesis, category=row.category)
 
 
-def on_top(ledger: Ledger, candidate: Candidate) -> tuple[Proposal, bool]:
+def on_top(ledger: Ledger, experiment: Experiment) -> tuple[Proposal, bool]:
     """An edit that beat the best it was made for, on top of the best that was kept meanwhile; and whether it fits."""
-    best, proposal = ledger.best.number, candidate.proposal
-    source = on_best(ledger, proposal.source, candidate.base)
-    description = f"{candidate.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
+    best, proposal = ledger.best.number, experiment.proposal
+    source = on_best(ledger, proposal.source, experiment.base)
+    description = f"{experiment.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
     again = dataclasses.replace(proposal, description=description, source=source or "", usage=Usage())
     return again, bool(source)
 
@@ -104,50 +102,44 @@ def discarded(verdict: Verdict, reason: str) -> Verdict:
 # The row
 
 
-def row_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, noise: float) -> Row:
+def row_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, noise: float) -> Row:
     """The row of a decided experiment, but for its commit."""
-    ended = [run.result for run in attempt_runs(ledger, candidate)]
-    runs = ledger.good_runs(candidate.number, "judge", candidate.repairs)
-    proposal, usage = candidate.proposal, candidate.proposal.usage
+    ended = [run.result for run in attempt_runs(ledger, experiment)]
+    runs = ledger.good_runs(experiment.number, "judge", experiment.repairs)
+    proposal, usage = experiment.proposal, experiment.proposal.usage
     return Row(
         commit="",
         val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
         memory_gb=max([result.memory_gb for result in ended], default=0.0),
         status=verdict.status,
         description=proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
-        number=candidate.number,
+        number=experiment.number,
         gain=verdict.gain,
-        parent=ledger.row(candidate.base).commit if ledger.kept else ledger.head[:7],
+        parent=ledger.row(experiment.base).commit if ledger.kept else ledger.head[:7],
         seconds=ended[-1].seconds if ended else 0.0,
         tokens=usage.tokens,
         cost=usage.cost,
-        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(candidate.started)),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(experiment.started)),
         noise=noise,
         runs=runs_text(runs),
         reason=verdict.reason,
         category=proposal.category,
         expected=proposal.expected,
-        repairs=candidate.repairs,
+        repairs=experiment.repairs,
         hypothesis=proposal.hypothesis,
-        best=candidate.base,
+        best=experiment.base,
         steps=int(ended[-1].printed.get("num_steps", 0)) if ended else 0,
-        tokens_per_second=tokens_per_second(ended[-1]) if ended else math.nan,
+        tokens_per_second=ended[-1].tokens_per_second if ended else math.nan,
     )
 
 
-def tokens_per_second(result: RunResult) -> float:
-    """Of a run's training: the tokens that were counted, over the seconds that it printed; nan where one is missing."""
-    seconds = result.printed.get("training_seconds", math.nan)
-    return 1e6 * result.measured.get("total_tokens_M", math.nan) / seconds if seconds else math.nan
-
-
-def message_of(ledger: Ledger, candidate: Candidate, verdict: Verdict, row: Row) -> tuple[str, str]:
+def message_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, row: Row) -> tuple[str, str]:
     """(subject, facts) of the commit of a finished experiment: what was measured, and why it was decided so."""
-    subject = one_line(candidate.proposal.description)
+    subject = one_line(experiment.proposal.description)
     if verdict.status not in ("keep", "discard"):
         return f"{subject} ({verdict.status})", verdict.reason
     gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
-    values = attempt_runs(ledger, candidate)[-1].result.facts
+    values = attempt_runs(ledger, experiment)[-1].result.facts
     facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
     before = f"; best before {ledger.best.val_bpb:.6f}" if ledger.kept else ""
     return f"{subject} (val_bpb {row.val_bpb:.6f}{gain})", f"{verdict.status}: {verdict.reason}{before}\n{facts}"

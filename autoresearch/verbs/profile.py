@@ -14,9 +14,10 @@ import sys
 import time
 
 from autoresearch.files import ROOT, replace_file
-from autoresearch.loop.inflight import Slot
-from autoresearch.loop.session import Session, run_options
+from autoresearch.loop.bench import Bench, Slot, run_all
+from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_data, locked, new_session
+from autoresearch.nouns import Task
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import find_tag, profile_path
 from autoresearch.record.repository import Repository, commit_of, open_repository, run_git
@@ -35,15 +36,16 @@ def best_number(repo: Repository, tag: str) -> int:
 
 def make_profile(session: Session, ledger: Ledger, number: int) -> None:
     """Run the steps here and now. Ends the program with one line if they cannot be profiled."""
-    options = run_options(session, steps=STEPS)
     folder = ledger.experiment_folder(number) / "profile"  # beside the experiment's runs
     source = profile_source(ledger.source_of(number))
-    result = Slot().train(source, folder, options, lambda: False, lambda line: None)
+    task = Task(f"profile of experiment {number}", source, session.options.seed, "profile", steps=STEPS)
+    results = run_all(Bench(session, [Slot()], lambda task: folder), [task])
     log = folder / "run.log"
     text = read_profile(log.read_text(errors="replace")) if log.is_file() else ""
     shutil.rmtree(folder, ignore_errors=True)
     if not text:
-        fail(f"experiment {number} cannot be profiled: {one_line(result.error)}")
+        why = results[0][1].error if results else session.blocked or "it was stopped"
+        fail(f"experiment {number} cannot be profiled: {one_line(why)}")
     replace_file(profile_path(ledger, number), text)
 
 

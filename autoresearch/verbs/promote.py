@@ -12,268 +12,21 @@ promotion.png and touches nothing else. The same command again goes on where it 
 
 import argparse
 import dataclasses
-import math
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from autoresearch.judge.noise import mean
 from autoresearch.judge.trust import Measure, expected_of
 from autoresearch.loop.start import add_slots
-from autoresearch.loop.trials import (
-    Bench,
-    Trial,
-    first_seed,
-    note_plan,
-    open_bench,
-    publish,
-    run_trials,
-    tested_mean,
-    time_text,
-)
-from autoresearch.nouns import Noise, RunResult, Runs
-from autoresearch.prove import target
-from autoresearch.prove.depth import bound_constants, depth_of, with_depth
-from autoresearch.prove.target import Points, fit_line, next_budget, paired_sigma
+from autoresearch.prove.promote import promote
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
 from autoresearch.text import fail
-
-HORIZONS = (0.75, 1.0, 1.25)  # of the baseline: what a second is worth
-PRIOR_FREEDOM = 4.0  # degrees of freedom that the search's noise counts as at another depth, where it may differ
+from autoresearch.verbs.proving import open_trials, publish
 
 
-@dataclass(frozen=True)
-class Arms:
-    """Baseline and best, at the larger depth."""
-
-    sources: dict[str, str]  # "baseline", "best" -> train.py
-    searched: dict[str, int]  # their depths in the search
-    depths: dict[str, int]  # and here
-
-
-# -----------------------------------------------------------------------------
-# What is compared
-
-
-def make_arms(bench: Bench, depth: int | None, times: int | None) -> Arms:
-    """Both train.py texts with another DEPTH; by default twice the best's."""
-    ledger, scale = bench.ledger, bench.session.options.scale
-    texts = {"baseline": ledger.source_of(ledger.kept[0].number), "best": ledger.source_of(ledger.best.number)}
-    try:
-        searched = {name: depth_of(text, scale) for name, text in texts.items()}
-        depths = {name: times * own if times else depth or 2 * searched["best"] for name, own in searched.items()}
-        return Arms({name: with_depth(text, scale, depths[name]) for name, text in texts.items()}, searched, depths)
-    except ValueError as error:
-        fail(f"{error}")
-
-
-def announce(bench: Bench, arms: Arms, bound: list[str]) -> None:
-    """Which depths are compared, and what does not follow them."""
-    log, ledger, scale = bench.session.log, bench.ledger, bench.session.options.scale
-    both = " and ".join(
-        f"{name} at depth {depth} (searched at {arms.searched[name]})" for name, depth in arms.depths.items()
-    )
-    log.say(both)
-    for before, row in zip(ledger.kept, ledger.kept[1:], strict=False):
-        old, new = (depth_of(ledger.source_of(each.number), scale) for each in (before, row))
-        if old != new:
-            about = f"kept change {row.number} changed DEPTH itself, {old} -> {new}"
-            log.say(f"{about}; --depth D sets it for both, --times N for each")
-    if bound:
-        log.say(f"the best's train.py does not adjust these to its depth: {', '.join(bound)}")
-
-
-def promotion_measure(bench: Bench) -> Measure:
+def promotion_measure(searched: Measure, folder: Path) -> Measure:
     """The search's, but that the first run here tells what start and compilation take at this depth."""
-    path = bench.folder / "measure.json"
-    stored = expected_of(bench.folder) or {"before_clock": None, "costs": []}
-    return dataclasses.replace(bench.measure, path=path, expected=bench.measure.expected | stored)
-
-
-# -----------------------------------------------------------------------------
-# The horizon
-
-
-def horizon_by_tokens(bench: Bench, arms: Arms, seed: int) -> int:
-    """Seconds in which the larger baseline sees as many tokens per parameter as the search's, from a run of each."""
-    small = bench.ledger.source_of(bench.ledger.kept[0].number)
-    trials = [
-        Trial("the larger baseline, for its speed", arms.sources["baseline"], seed, bench.budget),
-        Trial("the search's baseline, for its tokens per parameter", small, seed, bench.budget),
-    ]
-    bench.session.log.say(
-        f"how long is a run? as many tokens per parameter as in the search; {time_text(bench, trials)}"
-    )
-    run_trials(bench, trials)
-    ratios = []
-    for trial in trials:
-        result = bench.done[trial.key]
-        if result.status != "ok":
-            fail(f"{trial.what}: {result.status}, {result.error}; see {bench.folder / trial.key}")
-        facts = result.facts
-        if not all(facts.get(name, 0) > 0 for name in ("total_tokens_M", "num_params_M", "training_seconds")):
-            fail("train.py prints no total_tokens_M, num_params_M and training_seconds; give --budget SECONDS")
-        ratios.append(facts["total_tokens_M"] / facts["num_params_M"] / facts["training_seconds"])
-    larger, searched = ratios
-    return max(bench.budget, round(bench.budget * searched / larger))
-
-
-# -----------------------------------------------------------------------------
-# Runs
-
-
-@dataclass
-class Promotion:
-    """The runs of a promotion, as far as they are there."""
-
-    bench: Bench
-    arms: Arms
-    horizon: int
-    seeds: list[int]
-
-    def trials(self, arm: str, budget: int) -> list[Trial]:
-        what = f"{arm}, depth {self.arms.depths[arm]}, {budget} s"
-        tested = budget == self.horizon
-        return [Trial(what, self.arms.sources[arm], seed, budget, tested=tested) for seed in self.seeds]
-
-    def results(self, arm: str, budget: int) -> list[RunResult]:
-        return [self.bench.done[trial.key] for trial in self.trials(arm, budget)]
-
-    def runs(self, arm: str, budget: int) -> Runs:
-        values = {trial.seed: self.bench.value(trial) for trial in self.trials(arm, budget)}
-        missing = [seed for seed, value in values.items() if math.isnan(value)]
-        if missing:
-            result = self.results(arm, budget)[self.seeds.index(missing[0])]
-            name = f"{arm} at depth {self.arms.depths[arm]}, {budget} s"
-            fail(f"{name}: {result.status}, {result.error}; see {self.bench.folder}")
-        return values
-
-    @property
-    def budgets(self) -> list[int]:
-        return sorted({max(1, round(share * self.horizon)) for share in HORIZONS})
-
-    def noise(self, points: Points) -> Noise:
-        """What is left of a run's noise with its seed taken off, here; the search's counts a little."""
-        known = self.bench.ledger.known.paired_noise
-        prior = Noise(known.sigma, min(known.degrees_of_freedom, PRIOR_FREEDOM))
-        return paired_sigma([*(self.runs("baseline", b) for b in self.budgets), *points.values()], prior)
-
-
-def run_promotion(promotion: Promotion) -> tuple[Points, Points]:
-    """(budget -> runs) of the baseline at three horizons, and of the best at what finds the time to the target."""
-    bench, horizon = promotion.bench, promotion.horizon
-    pairs = zip(promotion.trials("baseline", horizon), promotion.trials("best", horizon), strict=True)
-    first = [trial for pair in pairs for trial in pair]
-    others = [trial for b in promotion.budgets if b != horizon for trial in promotion.trials("baseline", b)]
-    shorter = f"then {len(promotion.seeds)} runs at each shorter budget of the best, two to six of them"
-    bench.session.log.say(f"horizon {horizon} s: {time_text(bench, first + others)}; {shorter}")
-    run_trials(bench, first + others)
-    base = {budget: promotion.runs("baseline", budget) for budget in promotion.budgets}
-    points = {horizon: promotion.runs("best", horizon)}
-    while budget := next_of(promotion, base, points):
-        trials = promotion.trials("best", budget)
-        bench.session.log.say(f"the best for {budget} s: {time_text(bench, trials)}")
-        run_trials(bench, trials)
-        points[budget] = promotion.runs("best", budget)
-    return base, points
-
-
-def next_of(promotion: Promotion, base: Points, points: Points) -> int | None:
-    """The next budget of the best; none without a gain at the horizon."""
-    sigma, goal = promotion.noise(points).sigma, base[promotion.horizon]
-    if not target.passes(points, promotion.horizon, goal, sigma):
-        return None
-    least = max(1, promotion.horizon // 50)
-    return next_budget(points, goal, fit_line(base, sigma), sigma, least)
-
-
-# -----------------------------------------------------------------------------
-# The report
-
-
-def report_of(promotion: Promotion, base: Points, points: Points, bound: list[str]) -> dict[str, Any]:
-    """promotion.json."""
-    arms, horizon, noise = promotion.arms, promotion.horizon, promotion.noise(points)
-    goal, line = base[horizon], fit_line(base, noise.sigma)
-    there, here = promotion.bench.ledger.known.gain, mean(goal) - mean(points[horizon])
-    assert there, "a search that is promoted has a best"
-    error = noise.sigma * math.sqrt(2 / len(goal))
-    found = target.time_to_target(points, goal, noise)
-    passed = [budget for budget in points if target.passes(points, budget, goal, noise.sigma)]
-    spread = math.hypot(error / here, there.standard_error / there.value) if here and there.value else math.nan
-    transfer = here / there.value if there.value else math.nan
-    ledger = promotion.bench.ledger
-    return {
-        "version": 1,
-        "search": ledger.branch,
-        "kept": len(ledger.kept) - 1,
-        "best_number": ledger.best.number,
-        "searched_depth": arms.searched,
-        "depth": arms.depths,
-        "horizon": horizon,
-        "seeds": promotion.seeds,
-        "noise": dataclasses.asdict(noise),
-        "baseline": {str(budget): {str(s): v for s, v in runs.items()} for budget, runs in base.items()},
-        "best": {str(budget): {str(s): v for s, v in runs.items()} for budget, runs in sorted(points.items())},
-        "slope": {"b": line.b, "standard_error": line.error},
-        "searched": {**dataclasses.asdict(there), "gain": there.value},
-        "gain": {"value": here, "standard_error": error, "clear": horizon in passed},
-        "test": {arm: tested_mean(promotion.bench, promotion.trials(arm, horizon)) for arm in ("baseline", "best")},
-        "transfer": {"value": transfer, "standard_error": abs(transfer) * spread},
-        "predicted_seconds": target.predicted_seconds(horizon, here, line),
-        "time": dataclasses.asdict(found) if found else None,
-        "confirmed": min(passed, default=None),
-        "split": split_of(promotion, points, found),
-        "bound": bound,
-        "curves": curves_of(promotion, points, found),
-    }
-
-
-def split_of(promotion: Promotion, points: Points, found: target.TimeToTarget | None) -> dict[str, float] | None:
-    """How many tokens the best needs, and what a token costs it, as shares of the baseline's."""
-    if not found:
-        return None
-    near = min(points, key=lambda budget: abs(math.log(budget / found.seconds)))
-    tokens, seconds = {}, {}
-    for arm, budget in (("baseline", promotion.horizon), ("best", near)):
-        results = promotion.results(arm, budget)
-        tokens[arm] = sum(result.measured.get("total_tokens_M", 0.0) for result in results)
-        seconds[arm] = sum(result.printed.get("training_seconds", 0.0) for result in results)
-    if not all(tokens.values()) or not all(seconds.values()):
-        return None
-    cost = (seconds["best"] / tokens["best"]) / (seconds["baseline"] / tokens["baseline"])
-    return {"tokens": found.seconds / promotion.horizon / cost, "cost_per_token": cost}
-
-
-def curves_of(promotion: Promotion, points: Points, found: target.TimeToTarget | None) -> list[dict[str, Any]]:
-    """The training loss of a run of each arm, for the picture: percent of the budget, and how much the whole was."""
-    wanted = [("baseline", promotion.horizon), ("best", promotion.horizon)]
-    if found:
-        wanted.append(("best", min(points, key=lambda budget: abs(budget - found.seconds))))
-    curves = []
-    for arm, budget in wanted:
-        result = promotion.results(arm, budget)[0]
-        facts = {name: result.printed.get(name, 0.0) for name in ("training_seconds", "num_steps", "mfu_percent")}
-        curves.append({"arm": arm, "budget": budget, "losses": result.losses} | facts)
-    return curves
-
-
-# -----------------------------------------------------------------------------
-# The verb
-
-
-def promote(bench: Bench, args: argparse.Namespace) -> None:
-    bench.measure = promotion_measure(bench)
-    arms = make_arms(bench, args.depth, args.times)
-    scale, ledger = bench.session.options.scale, bench.ledger
-    bound = bound_constants(arms.sources["best"], scale)
-    announce(bench, arms, bound)
-    wanted = [ledger.best.commit, arms.depths, args.budget]
-    seed = note_plan(bench, {"for": wanted, "seed": first_seed(bench)})["seed"]
-    horizon = args.budget or horizon_by_tokens(bench, arms, seed)
-    promotion = Promotion(bench, arms, horizon, [seed + step for step in range(args.seeds)])
-    report = report_of(promotion, *run_promotion(promotion), bound)
-    publish(bench, "promotion", report, draw_promotion, promotion_text)
+    stored = expected_of(folder) or {"before_clock": None, "costs": []}
+    return dataclasses.replace(searched, path=folder / "measure.json", expected=searched.expected | stored)
 
 
 def main(arguments: list[str]) -> None:
@@ -296,5 +49,8 @@ def main(arguments: list[str]) -> None:
             fail(f"--{name} {value} is not {least} or more")
     if args.depth and args.times:
         fail("--depth and --times exclude each other")
-    with open_bench(args, "promotion") as bench:
-        promote(bench, args)
+    with open_trials(args, "promotion") as (trials, session):
+        assert session.measure
+        session.measure = promotion_measure(session.measure, trials.folder)
+        report = promote(trials, args.depth, args.times, args.budget, args.seeds)
+        publish(trials, "promotion", report, draw_promotion, promotion_text)

@@ -18,8 +18,9 @@ import time
 from typing import Any
 
 from autoresearch.files import ROOT
+from autoresearch.loop.bench import Slot
 from autoresearch.loop.briefing import make_context
-from autoresearch.loop.inflight import Queue, Slot
+from autoresearch.loop.inflight import Queue, bench_of
 from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_proposer, new_session
 from autoresearch.nouns import Proposal
@@ -114,7 +115,8 @@ def main(arguments: list[str]) -> None:
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"
     session = make_session(args.max_cost)
     check_proposer("anthropic", session.settings)
-    context = make_context(session, find_ledger(), Queue([Slot()]), folder)
+    ledger = find_ledger()
+    context = make_context(session, ledger, Queue(bench_of(session, ledger, [Slot()])), folder)
     context.notebook = place / "notebook.md"
     context.check = None if args.no_check else context.check
     print(f"asking {session.settings.model}, effort {session.settings.effort}, for one proposal; nothing is trained\n")

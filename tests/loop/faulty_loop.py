@@ -16,18 +16,18 @@ sys.path.insert(0, os.getcwd())  # the repository of the test
 from printed_loop import believe_what_is_printed
 
 from autoresearch.judge import knowledge
-from autoresearch.loop import decide, inflight, live, mergeable, proposers, running, slots, verdicts
+from autoresearch.loop import bench, decide, inflight, live, mergeable, proposers, verdicts
 from autoresearch.record import ledger, page
 
 STAGES = {  # stage: the places by which the engine calls it
     "ask": [(proposers, "make_context")],
     "propose": [(proposers.PROPOSERS, "command"), (proposers.PROPOSERS, "constants")],
-    "queue": [(proposers, "add_proposal")],
+    "queue": [(inflight, "store")],
     "merge": [(inflight, "on_best")],
-    "check": [(verdicts, "forbidden"), (mergeable, "audit_source")],
+    "check": [(decide, "forbidden"), (mergeable, "audit_source")],
     "commit": [(inflight, "write_experiment")],
-    "start": [(running, "start_run")],
-    "run": [(slots, "run_of"), (running, "note_run")],
+    "start": [(bench, "options_of")],
+    "run": [(bench, "believed"), (inflight, "note_run")],
     "judge": [(verdicts, "judge_runs"), (knowledge, "pooled_noise")],
     "record": [(decide, "write_result")],
     "table": [(ledger, "print_table")],

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoresearch.loop.limits import run_seconds, was_lost
-from autoresearch.loop.trials import Trial, seconds_of
-from autoresearch.nouns import Run, RunResult
+from autoresearch.loop.disk import was_lost
+from autoresearch.loop.limits import run_seconds
+from autoresearch.nouns import Run, RunResult, Task
+from autoresearch.prove.trials import seconds_of
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.repository import Repository
 
@@ -31,9 +32,9 @@ def test_a_run_takes_its_first_start_and_its_scoring_too():
 
 
 def test_a_trial_takes_its_scoring_too():
-    trial = Trial("the best", "x = 1", 42, 20)
-    bench = SimpleNamespace(done={"abc-seed42-20s": RunResult("ok", 13.0, 1.6, extra_seconds=2.0)})
-    assert seconds_of(bench, trial) == pytest.approx(1.05 * 17)
+    task = Task("the best", "x = 1", 42, budget=20)
+    trials = SimpleNamespace(done={"abc-seed42-20s": RunResult("ok", 13.0, 1.6, extra_seconds=2.0)})
+    assert seconds_of(trials, task) == pytest.approx(1.05 * 17)
 
 
 def test_a_run_that_took_its_node_down_and_left_no_log_is_not_made_again_for_ever(tmp_path):

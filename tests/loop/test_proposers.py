@@ -8,11 +8,12 @@ import pytest
 from loop_helpers import STUB, make_repository, make_session
 
 from autoresearch.loop import proposers
+from autoresearch.loop.bench import Slot, wait
 from autoresearch.loop.decide import decide
-from autoresearch.loop.inflight import Ask, Asking, Candidate, Queue, Slot, begin, restore_queue
+from autoresearch.loop.inflight import Ask, Asking, Queue, begin, bench_of, restore_queue
 from autoresearch.loop.limits import over_budget
-from autoresearch.loop.proposers import ask, block_reason, proposal_came, propose
-from autoresearch.nouns import Proposal, Run, RunResult, Usage
+from autoresearch.loop.proposers import answered, ask, block_reason, propose, take_answer
+from autoresearch.nouns import Experiment, Proposal, Run, RunResult, Usage
 from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import note_run
 from autoresearch.record.reading import read_ledger
@@ -25,22 +26,38 @@ from autoresearch.settings import Settings
 def search(tmp_path, monkeypatch):
     """(session, ledger, queue) of a search that has its baseline."""
     folder = make_repository(tmp_path / "repo")
-    for module in ("record.ledger", "record.restore", "loop.limits"):
+    for module in ("record.ledger", "record.restore", "loop.disk"):
         monkeypatch.setattr(f"autoresearch.{module}.ROOT", folder)
     session = make_session(folder / "runs/t/loop.log", "command", Settings(max_cost=4.0))
-    (ledger, _), queue = read_ledger(open_repository(folder), "t"), Queue([Slot()])
+    ledger, _ = read_ledger(open_repository(folder), "t")
+    queue = Queue(bench_of(session, ledger, [Slot()]))
     open_ledger(ledger, "HEAD", session.log)
     for seed in (42, 43, 44):
         note_run(ledger, Run(0, seed, RunResult("ok", 10.0, 2.0 + seed / 1e4)))
-    decide(session, ledger, queue, begin(ledger, queue, Proposal("baseline", STUB)))
+    begun(session, ledger, queue, Proposal("baseline", STUB))
     assert [row.status for row in ledger.rows] == ["keep"]
     return session, ledger, queue
 
 
+def begun(session, ledger, queue, proposal: Proposal) -> Experiment:
+    """A proposal that has become an experiment, and what follows from its runs so far."""
+    folder = ledger.experiment_folder(ledger.next_number)
+    begin(ledger, queue, experiment := Experiment(proposal, 0 if ledger.kept else -1, folder))
+    decide(session, ledger, queue, experiment)
+    return experiment
+
+
+def take_answers(session, ledger, queue) -> None:
+    """Wait for the proposers at work, and take their answers, as the loop does."""
+    while queue.asking.at_work:
+        wait(queue.bench, [asked.answer for asked in queue.asking.at_work])
+        for asked in answered(session, queue):
+            take_answer(session, ledger, queue, asked)
+
+
 def add_row(session, ledger, queue, cost: float) -> None:
     """An experiment whose proposal cost so much, and that did not even begin."""
-    candidate = begin(ledger, queue, Proposal("idea", STUB + "import socket\n", usage=Usage(1, cost=cost)))
-    decide(session, ledger, queue, candidate)
+    begun(session, ledger, queue, Proposal("idea", STUB + "import socket\n", usage=Usage(1, cost=cost)))
     assert ledger.rows[-1].cost == cost
 
 
@@ -59,7 +76,7 @@ def test_what_those_at_work_will_cost_counts(search, tmp_path):
     assert "could pass max_cost $4.00: $1.00 are spent" in over_budget(session.settings, ledger, queue)
     del queue.asking.at_work[0]
     assert not over_budget(session.settings, ledger, queue)
-    queue.crashed.extend([Candidate(2, Proposal("a slip", STUB), 0)] * 2)
+    queue.crashed.extend([Experiment(Proposal("a slip", STUB), 0, ledger.experiment_folder(2), 2)] * 2)
     assert over_budget(session.settings, ledger, queue), "they are to be repaired"
 
 
@@ -74,8 +91,7 @@ def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
     first.used, second.used = Usage(1, cost=0.25), Usage(1, cost=0.5)
     assert (first.spent(), second.spent()) == (1.5, 1.25)
     done.set()
-    for _ in range(2):
-        search[0].events.get(timeout=300)()
+    take_answers(*search)
 
 
 # -----------------------------------------------------------------------------
@@ -83,23 +99,26 @@ def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
 
 
 @pytest.fixture
-def crashed(search) -> Candidate:
+def crashed(search) -> Experiment:
     """An experiment that crashed by a slip and waits for its repair."""
     session, ledger, queue = search
-    candidate = begin(ledger, queue, Proposal("a slip", STUB + "LEVEL = oops\n"))
+    experiment = begun(session, ledger, queue, Proposal("a slip", STUB + "LEVEL = oops\n"))
     tail = "Traceback (most recent call last):\nNameError: name 'oops' is not defined"
-    note_run(ledger, Run(candidate.number, 42, RunResult("crash", 1.0, error=tail[-35:], tail=tail)))
-    decide(session, ledger, queue, candidate)
-    assert list(queue.crashed) == [candidate]
-    return candidate
+    note_run(ledger, Run(experiment.number, 42, RunResult("crash", 1.0, error=tail[-35:], tail=tail)))
+    queue.bench.tasks.clear()
+    decide(session, ledger, queue, experiment)
+    assert list(queue.crashed) == [experiment]
+    return experiment
 
 
 def fail_repair(session, ledger, queue, crashed) -> list[str]:
     """Let its repair end with a fault that has used tokens. What the experiment's rows say then."""
+    crashed = queue.crashed.popleft()
     folder = ledger.experiment_folder(crashed.number)
-    asked = Ask(proposers.make_context(session, ledger, queue, folder, queue.crashed.popleft()))
+    asked = Ask(proposers.make_context(session, ledger, queue, folder, crashed), crashed)
+    asked.answer.set_exception(Fault("no more", Usage(1, cost=0.5)))
     queue.asking.at_work.append(asked)
-    proposal_came(session, ledger, queue, asked, Fault("no more", Usage(1, cost=0.5)))
+    take_answer(session, ledger, queue, asked)
     assert ledger.failures[-1].cost == 0.5
     return [row.status for row in ledger.rows if row.number == crashed.number]
 
@@ -129,16 +148,16 @@ def test_what_was_being_repaired_when_the_session_ended_is_repaired_in_the_next(
     assert fail_repair(session, ledger, queue, crashed) == []
     propose(session, ledger, queue, "it ends")
     assert not queue.asking.at_work, "there is no time to run what it would write"
-    restore_queue(ledger, later := Queue([Slot()]), session.log)
+    restore_queue(ledger, later := Queue(bench_of(session, ledger, [Slot()])), session.log)
     decide(session, ledger, later, later.undecided.popleft())
-    assert [candidate.number for candidate in later.crashed] == [crashed.number]
+    assert [experiment.number for experiment in later.crashed] == [crashed.number]
 
 
 def test_a_repair_is_made_where_nothing_new_may_be_proposed(search, crashed, monkeypatch):
     monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: Proposal("mended", STUB))
     propose(*search, "9 experiments done")
-    search[0].events.get(timeout=300)()
-    assert search[2].candidates[crashed.number].repairs == 1
+    take_answers(*search)
+    assert search[2].experiments[crashed.number].repairs == 1
 
 
 @pytest.mark.parametrize("constants_share", [0.0, 1.0])
@@ -153,7 +172,7 @@ def test_a_note_is_told_again_where_the_api_was_down(search, monkeypatch, consta
     queue.asking.notes = ["1 crashed", "2 crashed"]
     for _ in range(2):
         ask(session, ledger, queue, None)
-        session.events.get(timeout=300)()
+        take_answers(session, ledger, queue)
     assert queue.asking.notes == ["1 crashed\n\n2 crashed"]
 
 

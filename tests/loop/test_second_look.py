@@ -9,9 +9,10 @@ import pytest
 from loop_helpers import ROOT, STUB, make_repository, make_row, proposer_script, rows_of, set_level, start_loop
 
 from autoresearch.judge.knowledge import judged, looked_at_again
+from autoresearch.loop.bench import Bench
 from autoresearch.loop.decide import may_repair
-from autoresearch.loop.inflight import Candidate, Queue
-from autoresearch.nouns import Proposal, Run, RunResult
+from autoresearch.loop.inflight import Queue
+from autoresearch.nouns import Experiment, Proposal, Run, RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.repository import Repository
 from autoresearch.settings import Settings
@@ -90,8 +91,9 @@ def test_a_second_look_that_fails_is_the_only_one(tmp_path, prepared):
 def test_constants_mend_no_crash():
     """Also not that of an LLM whose search goes on with them."""
     failed = RunResult("crash", 1.0, tail="Traceback (most recent call last)\nNameError: oops")
-    ledger, candidate = Ledger(Repository(Path()), "t", [BASELINE]), Candidate(1, Proposal("wider", "oops"), 0)
+    ledger = Ledger(Repository(Path()), "t", rows=[BASELINE])
+    experiment = Experiment(Proposal("wider", "oops"), 0, Path(), 1)
     ledger.runs_by_number = {1: [Run(1, 42, failed)]}
     for proposer, repairs in (("command", True), ("constants", False)):
         session = SimpleNamespace(settings=Settings(), options=SimpleNamespace(proposer=proposer))
-        assert may_repair(session, ledger, Queue([]), candidate) == repairs
+        assert may_repair(session, ledger, Queue(Bench(session, [], lambda task: Path())), experiment) == repairs

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoresearch.loop.trials import Bench
 from autoresearch.nouns import Noise, RunResult
+from autoresearch.prove import pruning
 from autoresearch.prove.factors import Conflict, Factor
-from autoresearch.verbs import pruning
-from autoresearch.verbs.pruning import Pruning, prune
+from autoresearch.prove.pruning import Pruning, prune
+from autoresearch.prove.trials import Trials, key_of
 
 FACTORS = [Factor((number,), f"change {number}") for number in (1, 2)]
 
@@ -26,20 +26,18 @@ def unmerged(levels) -> str:
 
 @pytest.mark.parametrize("merge", [source, unmerged])
 def test_what_can_not_be_out_together_is_measured_apart(merge, monkeypatch, tmp_path):
-    def run_trials(bench, trials):
-        assert "--" not in {trial.source for trial in trials}, "it cannot run"
-        bench.done |= {trial.key: RunResult("ok", 1.0, 2.0 + trial.seed / 1e4) for trial in trials}
+    def run(tasks):
+        assert "--" not in {task.source for task in tasks}, "it cannot run"
+        trials.done |= {key_of(task): RunResult("ok", 1.0, 2.0 + task.seed / 1e4) for task in tasks}
 
-    session = SimpleNamespace(log=SimpleNamespace(say=print), options=SimpleNamespace(time_budget=20))
-    bench = Bench(session, None, [], None, tmp_path)
-    monkeypatch.setattr(pruning, "run_trials", run_trials)
-    monkeypatch.setattr(pruning, "time_text", lambda bench, trials: "")
-    monkeypatch.setattr(pruning, "offer", lambda bench, source, report: f"offered {source}")
+    ledger = SimpleNamespace(known=SimpleNamespace(paired_noise=Noise(0.002, 9)))
+    trials = Trials(ledger, SimpleNamespace(say=print), tmp_path, "cpu", 42, 20, 5.0, run=run)
+    monkeypatch.setattr(pruning, "offer", lambda trials, source, report: f"offered {source}")
     effects = SimpleNamespace(worths=[SimpleNamespace(verdict="nothing", gain=n) for n in (0, 1e-3)], dependence_p=0.5)
     factors = SimpleNamespace(removable=FACTORS, source=merge)
     problem = {"--": "NameError"}.get
     report = prune(
-        Pruning(bench, factors, effects, lambda text: problem(text, ""), Noise(0.002, 9), 50),
+        Pruning(trials, factors, effects, lambda text: problem(text, ""), 50),
         entries := [{"name": factor.name, "verdict": "nothing"} for factor in FACTORS],
     )
     assert report["out"] == ["1"] and report["branch"] == "offered -+", "the one that is worth less"

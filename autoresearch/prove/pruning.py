@@ -14,11 +14,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autoresearch.loop.trials import Bench, Trial, run_trials, time_text
-from autoresearch.nouns import Noise, Runs
+from autoresearch.nouns import Runs, Task
 from autoresearch.prove.effects import Difference, Effects, p_of_worse, paired_difference
 from autoresearch.prove.factors import Conflict, Factor, Factors, Problem
 from autoresearch.prove.target import paired_sigma
+from autoresearch.prove.trials import Trials, time_text
 from autoresearch.record.repository import commit_file, commit_of, file_at
 from autoresearch.source import code_lines
 from autoresearch.text import plural
@@ -33,11 +33,10 @@ DEPENDENT = 0.05  # the probability below which factors count as depending on ea
 class Pruning:
     """What it takes to measure the best without some factors."""
 
-    bench: Bench
+    trials: Trials
     factors: Factors
     effects: Effects
     problem: Problem
-    noise: Noise  # of a run, its seed taken off, as the search knows it
     seed: int  # the first that is fresh
 
     def source(self, out: list[Factor]) -> str:
@@ -50,14 +49,15 @@ class Pruning:
         except Conflict as conflict:
             return str(conflict)
 
-    def trials(self, out: list[Factor], round_: int) -> list[Trial]:
+    def tasks(self, out: list[Factor], round_: int) -> list[Task]:
         """On fresh seeds, others in each round: what was chosen in one shall not be judged by it."""
         name = f"the best without {names(out)}" if out else "the best"
         first = self.seed + round_ * FRESH_SEEDS
-        return [Trial(name, self.source(out), first + step, self.bench.budget) for step in range(FRESH_SEEDS)]
+        seeds = range(first, first + FRESH_SEEDS)
+        return [Task(name, self.source(out), seed, "prove", budget=self.trials.budget) for seed in seeds]
 
     def values(self, out: list[Factor], round_: int) -> Runs:
-        runs = {trial.seed: self.bench.value(trial) for trial in self.trials(out, round_)}
+        runs = {task.seed: self.trials.value(task) for task in self.tasks(out, round_)}
         return {seed: value for seed, value in runs.items() if math.isfinite(value)}
 
     def difference(self, out: list[Factor], round_: int) -> tuple[Difference, float] | None:
@@ -65,7 +65,7 @@ class Pruning:
         without, best = self.values(out, round_), self.values([], round_)
         if not without.keys() & best.keys():
             return None
-        noise = paired_sigma([without, best], self.noise)
+        noise = paired_sigma([without, best], self.trials.ledger.known.paired_noise)
         difference = paired_difference(without, best, noise.sigma)
         return difference, p_of_worse(difference, noise.degrees_of_freedom)
 
@@ -120,11 +120,11 @@ def worth(pruning: Pruning, factor: Factor) -> float:
 
 def measure(pruning: Pruning, removals: list[list[Factor]], round_: int) -> None:
     """Run each removal and the best beside it, seed by seed."""
-    arms = [pruning.trials(out, round_) for out in [[], *removals]]
-    trials = [trial for same_seed in zip(*arms, strict=True) for trial in same_seed]
+    arms = [pruning.tasks(out, round_) for out in [[], *removals]]
+    tasks = [task for same_seed in zip(*arms, strict=True) for task in same_seed]
     what = f"without {names(removals[0])}" if len(removals) == 1 else "without each that seems to do nothing"
-    pruning.bench.session.log.say(f"the best beside the best {what}: {time_text(pruning.bench, trials)}")
-    run_trials(pruning.bench, trials)
+    pruning.trials.log.say(f"the best next to the best {what}: {time_text(pruning.trials, tasks)}")
+    pruning.trials.make(tasks)
 
 
 def note_alone(pruning: Pruning, factor: Factor, entry: dict[str, Any]) -> None:
@@ -146,18 +146,18 @@ def report_of(pruning: Pruning, out: list[Factor], round_: int) -> dict[str, Any
         return report | {"refused": "it did not end with a number"}
     report["difference"] = dataclasses.asdict(found[0])
     if found[1] >= WORSE:
-        report["branch"] = offer(pruning.bench, source, report)
+        report["branch"] = offer(pruning.trials, source, report)
     return report
 
 
-def offer(bench: Bench, source: str, report: dict[str, Any]) -> str:
+def offer(trials: Trials, source: str, report: dict[str, Any]) -> str:
     """Commit the pruned train.py on a branch of its own, on top of the search's. Returns it, "" if it is taken."""
-    ledger, branch = bench.ledger, f"{bench.ledger.branch}-pruned"
+    ledger, branch = trials.ledger, f"{trials.ledger.branch}-pruned"
     there = commit_of(ledger.repo, f"refs/heads/{branch}")
     if there and file_at(ledger.repo, there, "train.py") == source:
         return branch
     if there:
-        bench.session.log.say(f"{branch} is there already, with another train.py, and is left alone; delete it first")
+        trials.log.say(f"{branch} is there already, with another train.py, and is left alone; delete it first")
         return ""
     value = report["difference"]
     message = (
