@@ -61,7 +61,8 @@ def load_measure(folder: Path, scale: str, budget: int) -> Measure:
         fail(problem)
     if path.exists():
         known = json.loads(path.read_text())
-        files = {Path(name).name: value for name, value in known["files"].items()}  # the version before noted paths
+        files = {known_name(name): value for name, value in known["files"].items()}
+        files |= measure_files([path for path in protected_files(data) if own_name(path) not in files])
         measure = Measure(path, scale, known["expected"], files)
         check_budget(measure, folder.name, budget)
         return measure
@@ -321,6 +322,11 @@ def measure_files(paths: list[Path]) -> dict[str, list]:
 def own_name(path: Path) -> str:
     """The name of a protected file on every machine: below the checkout, where several folders have an __init__.py."""
     return str(path.relative_to(ROOT)) if path in [ROOT / name for name in EVALUATOR] else path.name
+
+
+def known_name(name: str) -> str:
+    """own_name() for what measure.json says: the version before noted whole paths, and protected fewer files."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def check_integrity(paths: list[Path], expected: dict[str, list]) -> str:
