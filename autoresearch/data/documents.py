@@ -205,7 +205,8 @@ def documents(files: list[Path], split: str) -> Iterator[str]:
             sides = {by_hash.get(number % ONE_IN, "train"): text}
         else:
             sides = parts(text, list(by_hash.values()))
-        yield from cut(sides[split]) if sides.get(split, "").strip() else ()
+        if sides.get(split):
+            yield from cut(sides[split])
 
 
 def text_bytes(path: Path) -> int:

@@ -166,7 +166,6 @@ def test_what_is_not_the_file_is_fetched_again(hub, tmp_path):
     [
         ("ALL_PROXY", "socks5://127.0.0.1:1", "socksio"),
         ("HTTPS_PROXY", "nonsense://127.0.0.1:1", "nonsense"),
-        ("http_proxy", "http://[half", "http_proxy"),
         ("HTTP_PROXY", "http://127.0.0.1:port", "port"),
         ("SSL_CERT_FILE", "/no/such/file.pem", "SSL_CERT_FILE"),
         ("HF_TOKEN", "hf_\u00e9", "ascii"),
