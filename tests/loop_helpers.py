@@ -17,8 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from autoresearch.loop.bench import Slot
 from autoresearch.loop.briefing import make_context as loop_context
-from autoresearch.loop.inflight import Queue, Slot
+from autoresearch.loop.inflight import Queue, bench_of
 from autoresearch.loop.session import Session
 from autoresearch.propose.context import Context
 from autoresearch.record.ledger import Ledger
@@ -181,7 +182,7 @@ def make_context(folder: Path, **changes) -> Context:
     session = make_session(folder / "loop.log", settings=changes.pop("settings", None))
     session.options, session.instructions = dataclasses.replace(session.options, **options), "Make it better."
     ledger = Ledger(Repository(folder), "t", rows=rows, sources={row.number: source for row in rows})
-    context = loop_context(session, ledger, Queue([Slot()]), folder / "0001")
+    context = loop_context(session, ledger, Queue(bench_of(session, ledger, [Slot()])), folder / "0001")
     usual = {"notebook": folder / "notebook.md", "noise": 0.01, "read": lambda number, what: "", "check": None}
     return dataclasses.replace(context, **usual | {"forbidden": lambda source: "", "number": len(rows)} | changes)
 
