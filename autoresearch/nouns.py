@@ -92,7 +92,7 @@ class Experiment:
     proposal: Proposal
     base: int  # the number of the best that its edit was made for; -1 for the baseline
     folder: Path  # where the proposal lies
-    number: int = -1  # -1: it waits
+    number: int = -1  # as its proposer was told; -1: it gets one when it begins
     repairs: int = 0
     started: float = field(default_factory=time.time)
     earlier: dict[int, RunResult] = field(default_factory=dict)  # by seed: runs that a second look begins with

@@ -28,7 +28,7 @@ def make_context(
     options, settings = session.options, session.settings
     late = options.deadline - run_seconds(ledger, options.time_budget)
     return Context(
-        number=crashed.number if crashed else ledger.next_number + len(queue.waiting) + len(queue.asking.at_work),
+        number=crashed.number if crashed else ledger.next_number,
         options=options,
         settings=settings,
         instructions=session.instructions,
@@ -55,7 +55,7 @@ def make_context(
 def under_way(queue: Queue) -> list[str]:
     """What runs, waits or is being written, in words."""
     begun = [f"{each.number}, running: {each.proposal.description}" for each in queue.experiments.values()]
-    waiting = [f"waiting for a slot: {each.proposal.description}" for each in queue.waiting]
+    waiting = [f"{max(each.number, 0) or 'next'}, waiting for a slot: {each.title}" for each in queue.waiting]
     written = [f"{asked.context.number}, {asked.context.doing}" for asked in queue.asking.at_work]
     return begun + waiting + written
 

@@ -31,7 +31,7 @@ def fault_costs(session: Session, ledger: Ledger, queue: Queue, experiment: Expe
 def give_up(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment, reason: str) -> None:
     """Let an experiment be a crash, unless it has its row, or set its proposal aside; try the baseline again."""
     try:
-        if experiment.number < 0 and experiment.base >= 0:
+        if experiment.number not in queue.experiments and experiment.base >= 0:
             set_aside(ledger, queue, experiment, reason, session.log)
         elif experiment.number in queue.experiments and ledger.has_row(experiment.number):
             settle(session, ledger, queue, experiment)

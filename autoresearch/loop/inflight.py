@@ -124,7 +124,7 @@ def store(experiment: Experiment) -> None:
     folder, proposal = experiment.folder, experiment.proposal
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(proposal.source)
-    values = dataclasses.asdict(proposal) | {"base": experiment.base, "repairs": experiment.repairs}
+    values = dataclasses.asdict(proposal) | {name: getattr(experiment, name) for name in ("base", "repairs", "number")}
     del values["source"]
     replace_file(folder / "proposal.json", json.dumps(values, indent=1))
 
@@ -181,7 +181,9 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
         values = json.loads(path.read_text())
         proposal = stored_proposal(values, (path.parent / "train.py").read_text())
         if values["base"] >= 0:  # the baseline begins by itself
-            queue.waiting.append(Experiment(proposal, values["base"], path.parent))
+            number = -1 if values.get("number") in ledger.taken else values.get("number", -1)
+            queue.waiting.append(Experiment(proposal, values["base"], path.parent, number))
+            ledger.taken.add(number)
 
 
 def restore_experiment(ledger: Ledger, number: int) -> Experiment:
@@ -216,7 +218,8 @@ def let_wait(queue: Queue, experiment: Experiment, first: bool = False) -> None:
 def begin(ledger: Ledger, queue: Queue, experiment: Experiment) -> None:
     """Give a proposal its number, its commit and its ref, on the present best."""
     numbered = experiment.folder.parent == ledger.folder  # by an earlier session that was killed before the commit
-    experiment.number = int(experiment.folder.name) if numbered else ledger.next_number
+    if numbered or experiment.number < 0:
+        experiment.number = int(experiment.folder.name) if numbered else ledger.next_number
     experiment.base, experiment.started = ledger.best.number if ledger.kept else -1, time.time()
     ledger.taken.add(experiment.number)
     queue.experiments[experiment.number] = experiment
@@ -253,6 +256,7 @@ def set_aside(ledger: Ledger, queue: Queue, experiment: Experiment, why: str, lo
     """A proposal that is not run goes back to its proposer, as a note."""
     text = f"{why}: {experiment.title}"
     note_dropped(ledger, experiment.folder, text, experiment.proposal.usage)
+    ledger.taken.discard(experiment.number)
     queue.asking.notes.append(f"A proposal was not run: {text}.")
     log.say(f"   -  not run: {text}")
 

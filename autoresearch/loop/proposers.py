@@ -136,6 +136,7 @@ def ask(session: Session, ledger: Ledger, queue: Queue, crashed: Experiment | No
     context = make_context(session, ledger, queue, folder, crashed)
     if not crashed:  # told once: to whoever begins next, not to who is at work already
         context.note, queue.asking.notes = "\n\n".join(queue.asking.notes), []
+    ledger.taken.add(context.number)
     asked = Ask(context, crashed)
     context.begun = asked.begun.set
     context.spent = functools.partial(spent_beside, ledger, queue, asked)
@@ -183,7 +184,8 @@ def take_answer(session: Session, ledger: Ledger, queue: Queue, asked: Ask) -> N
         session.log.say(f"{crashed.number:4d}  repaired     attempt {crashed.repairs}: {outcome.description[:80]}")
         decide(session, ledger, queue, crashed)
         return
-    experiment = Experiment(outcome, asked.context.best.number, asked.context.folder)
+    context = asked.context
+    experiment = Experiment(outcome, context.best.number, context.folder, context.number)
     with fault_costs(session, ledger, queue, experiment):
         let_wait(queue, experiment)
 
@@ -232,6 +234,8 @@ def no_proposal_came(
         note_failure(ledger, str(failure), failure.usage, told=told, kind=kind)
     else:
         note_dropped(ledger, context.folder, str(failure), failure.usage, told=told, kind=kind)
+    if not crashed and not refused:  # a refused experiment keeps its number: the next one is another
+        ledger.taken.discard(context.number)
     if not crashed or fault:
         wait_longer(queue.asking, failure, context.note)
     session.blocked = session.blocked or block_reason(queue.asking, failure)

@@ -131,6 +131,8 @@ def take_reply(conversation: Conversation, reply: Any) -> bool:
     if reply.stop_reason == "model_context_window_exceeded":
         raise BeginAgain("the conversation does not fit into the model's context window", shorter=True)
     if reply.stop_reason == "max_tokens":
+        if sum(turn["stop_reason"] == "max_tokens" for turn in conversation.turns) > 1:
+            raise ProposalFailed("two answers ran into `max_tokens:`")
         say(conversation, "Your last answer was cut off for its length, and dropped. Be brief: make smaller edits.")
         return False
     content = [block.to_dict() for block in reply.content if block.type != "text" or block.text.strip()]

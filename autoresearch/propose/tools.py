@@ -5,6 +5,8 @@ What is wrong with a call is a ToolError, which goes back to the model as the to
 the others, with a schema of its own: so it works on any server that speaks the Messages API.
 """
 
+import difflib
+import re
 from typing import Any
 
 from autoresearch.nouns import Proposal
@@ -42,8 +44,8 @@ one answer to one long one; create is for an empty notebook."""
 READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, its notes (why
 it was tried, what was expected, how it was judged), or its profile, if one was made: where the time of a step goes."""
 CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary, whether
-the scorer takes the model. It takes seconds. submit does the same by itself, once for each text, so call it only to
-look at something before."""
+the scorer takes the model. How long it takes here is told with what is left. submit does the same by itself, once for
+each text, so call it only to look at something before."""
 SUBMIT_TOOL = "Submit train.py, as edited, as the next experiment. It is checked; what is wrong comes back as an error."
 EXPECTED = "by how much you expect val_bpb to fall, e.g. 0.002; negative if it should rise"
 
@@ -138,9 +140,28 @@ def view_lines(text: str, view_range: list) -> str:
 
 def replace_once(text: str, old: str, new: str, name: str) -> str:
     count = text.count(old) if old else 0
-    if count != 1:
-        raise ToolError(f"old_str occurs {count} times in {name}; it must occur exactly once")
-    return text.replace(old, new)
+    if count == 1:
+        return text.replace(old, new)
+    where = nearest_line(text, old) if count == 0 else f"at lines {', '.join(map(str, places(text, old)))}"
+    raise ToolError(f"old_str occurs {count} times in {name}, {where}; it must occur exactly once")
+
+
+def places(text: str, old: str) -> list[int]:
+    """The numbers of the lines where a text begins in another."""
+    starts = [match.start() for match in re.finditer(re.escape(old), text)]
+    return [text.count("\n", 0, start) + 1 for start in starts]
+
+
+def nearest_line(text: str, old: str) -> str:
+    """What is there instead of the first line of `old` that is nowhere in the text."""
+    lines, wanted = text.splitlines(), [line for line in old.splitlines() if line.strip()]
+    missing = [line for line in wanted if line not in lines] or wanted
+    found = difflib.get_close_matches(missing[0], lines, n=1, cutoff=0.5) if missing else []
+    return (
+        f"the nearest to `{missing[0].strip()}` is line {lines.index(found[0]) + 1}: `{found[0]}`"
+        if found
+        else "nor anything near it"
+    )
 
 
 def insert_after(text: str, number: int, new: str) -> str:

@@ -14,7 +14,7 @@ def test_an_outage_is_waited_out_and_stays_out_of_what_agents_read(tmp_path, pre
     cases = [
         "echo 'usage limit reached|1764430000'",  # and exit code 0
         "echo 'Credit balance is too low'; exit 1",
-        f"cat history.md note.txt > {seen}; ({status}); {proposer_script(repo, [set_level(1.9)])}",
+        f"cat history.md now.md > {seen}; ({status}); {proposer_script(repo, [set_level(1.9)])}",
     ]
     script = tmp_path / "agent.sh"
     lines = "".join(f"{number}) {case} ;;\n" for number, case in enumerate(cases, 1))

@@ -95,6 +95,46 @@ def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
+# Numbers
+
+
+def test_an_experiment_keeps_the_number_that_its_proposer_was_told(search, monkeypatch):
+    """Also where another begins before it, over a restart, and in what the next proposer is told of it."""
+    session, ledger, queue = search
+    answers = {1: Proposal("one", STUB + "A = 1\n"), 2: Proposal("two", STUB + "A = 2\n")}
+    monkeypatch.setitem(proposers.PROPOSERS, "command", lambda context: answers[context.number])
+    ask(*search, None)
+    ask(*search, None)
+    assert [asked.context.number for asked in queue.asking.at_work] == [1, 2]
+    assert queue.asking.at_work[1].context.under_way == ["1, begun"]
+    take_answers(*search)
+    assert begun(session, ledger, queue, Proposal("a second look", STUB + "A = 3\n")).number == 3
+    ledger.taken -= {1, 2}  # as the next session finds it: neither has a commit
+    restore_queue(ledger, later := Queue(queue.bench), session.log)
+    assert sorted((each.number, each.title) for each in later.waiting) == [(1, "one"), (2, "two")]
+    for experiment in later.waiting:
+        begin(ledger, later, experiment)
+    assert {number: each.title for number, each in later.experiments.items() if number < 3} == {1: "one", 2: "two"}
+
+
+def test_a_failed_proposal_gives_its_number_back_and_a_refused_one_does_not(search, monkeypatch):
+    _, ledger, queue = search
+    failures = [ProposalFailed("no"), Refused("declined"), Fault("down")]
+
+    def fail(context):
+        raise failures.pop(0)
+
+    monkeypatch.setitem(proposers.PROPOSERS, "command", fail)
+    for number in (1, 1, 2):
+        ask(*search, None)
+        assert queue.asking.at_work[0].context.number == number
+        take_answers(*search)
+    assert ledger.next_number == 2
+    assert [failure.told for failure in ledger.failures] == [True, False, False]
+    assert not any("declined" in note for note in queue.asking.notes), "no later prompt has a word of a refusal"
+
+
+# -----------------------------------------------------------------------------
 # Repairs, and what comes between
 
 

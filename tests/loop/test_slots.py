@@ -92,14 +92,14 @@ def test_a_waiting_edit_is_applied_to_a_best_that_has_moved(repo):
 
 def test_a_waiting_edit_that_does_not_fit_any_more_goes_back(repo):
     gains = part(0, 0) + "; (echo 'import time; time.sleep(2)'; cat train.py) > new; mv new train.py"
-    command = proposals(repo, [gains, part(0, -1), "cp note.txt note_then.txt; " + part(0, -2)])
+    command = proposals(repo, [gains, part(0, -1), "cp now.md now_then.md; " + part(0, -2)])
     done = run_loop(repo, "--experiments", "2", "--command", command)
     rows = rows_of(repo)
     assert [row.description.partition(" [")[0] for row in rows] == ["baseline", "part 0 to 0", "part 0 to -2"], (
         done.stdout
     )
     assert "not run: it was written for an older best" in done.stdout
-    assert "part 0 to -1" in (repo / "runs/t/0002/work/note_then.txt").read_text()
+    assert "part 0 to -1" in (repo / "runs/t/0002/work/now_then.md").read_text()
     assert any("older best" in event["reason"] for event in events(repo) if event["event"] == "failed")
     check_invariants(repo)
 

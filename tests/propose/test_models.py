@@ -51,7 +51,7 @@ def test_an_expired_login_is_no_edits_fault(api, tmp_path, monkeypatch):
 
     monkeypatch.setattr("autoresearch.propose.api.stream_reply", expired)
     with pytest.raises(Fault, match="the token has expired; log in again"):
-        propose_by_claude(make_context(tmp_path))
+        propose_by_anthropic(make_context(tmp_path))
 
 
 def test_an_old_model_works_without_thinking(api, tmp_path):

@@ -44,8 +44,10 @@ def test_the_editor_edits():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"command": "str_replace", "old_str": "zzz", "new_str": ""}, "occurs 0 times"),
-        ({"command": "str_replace", "old_str": "= 1", "new_str": ""}, "occurs 2 times"),
+        ({"command": "str_replace", "old_str": "zzz", "new_str": ""}, "occurs 0 times in train.py, nor anything near"),
+        ({"command": "str_replace", "old_str": "a = 1\nb = 2"}, "nearest to `b = 2` is line 2: `b = 1`; it must"),
+        ({"command": "str_replace", "old_str": "a = 1 ", "new_str": ""}, "nearest to `a = 1` is line 1: `a = 1`"),
+        ({"command": "str_replace", "old_str": "= 1", "new_str": ""}, "occurs 2 times in train.py, at lines 1, 2; it"),
         ({"command": "str_replace", "old_str": "", "new_str": ""}, "occurs 0 times"),
         ({"command": "str_replace", "old_str": "a = 1", "new_str": "a = 1"}, "changes nothing"),
         ({"command": "str_replace", "new_str": "a = 1"}, "old_str is missing"),
