@@ -130,6 +130,19 @@ def test_a_record_that_is_none(tmp_path, text):
 # The evaluator and the data
 
 
+def test_a_search_goes_on_with_what_it_was_begun_with(prepared, tmp_path, monkeypatch):
+    """In the next session, and where the version before noted whole paths and protected fewer files."""
+    began = trust.load_measure(tmp_path, "cpu", 20)
+    assert trust.changed_measure(trust.load_measure(tmp_path, "cpu", 20)) == ""
+    old = {f"/elsewhere/{name}": known for name, known in began.files.items() if "/" not in name}
+    began.path.write_text(json.dumps({"expected": began.expected, "files": old}))
+    assert trust.changed_measure(trust.load_measure(tmp_path, "cpu", 20)) == ""
+    old["/elsewhere/prepare_data.py"] = [[], "another"]
+    began.path.write_text(json.dumps({"expected": began.expected, "files": old}))
+    problem = trust.changed_measure(trust.load_measure(tmp_path, "cpu", 20))
+    assert problem == "prepare_data.py has changed since this search began; undo that, or start another --tag"
+
+
 def test_integrity(tmp_path):
     paths = [tmp_path / name for name in ("a", "b")]
     for path in paths:
