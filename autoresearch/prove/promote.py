@@ -207,8 +207,8 @@ def split_of(promotion: Promotion, points: Points, found: target.TimeToTarget | 
     tokens, seconds = {}, {}
     for arm, budget in (("baseline", promotion.horizon), ("best", near)):
         results = promotion.results(arm, budget)
-        tokens[arm] = sum(result.measured.get("total_tokens_M", 0.0) for result in results)
-        seconds[arm] = sum(result.printed.get("training_seconds", 0.0) for result in results)
+        tokens[arm] = sum(result.facts.get("total_tokens_M", 0.0) for result in results)
+        seconds[arm] = sum(result.facts.get("training_seconds", 0.0) for result in results)
     if not all(tokens.values()) or not all(seconds.values()):
         return None
     cost = (seconds["best"] / tokens["best"]) / (seconds["baseline"] / tokens["baseline"])

@@ -1,5 +1,5 @@
 """
-The best without what does nothing: measured beside the best on fresh seeds and, where it is no worse, offered.
+The best without what does nothing: measured next to the best on fresh seeds and, where it is no worse, offered.
 
 A designed set of runs says what a factor is worth on average, with the others in half of the time. Where factors depend
 on each other that can differ from what it is worth in the best. So there, and where the pruned train.py cannot run or

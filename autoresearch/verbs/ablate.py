@@ -5,7 +5,7 @@ Which of the kept changes still help? Every one is taken out and put in again, i
     python agent_loop.py ablate --tag nov22 --hours 4 --gpus all
     python agent_loop.py ablate --tag nov22 --fixed 4,9        # these stay in
 
-It writes runs/<tag>/ablation.json and ablation.png. The train.py without useless changes is measured beside the best
+It writes runs/<tag>/ablation.json and ablation.png. The train.py without useless changes is measured next to the best
 and, if it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothing else is touched. The same command
 again goes on where it stopped. docs/prove.md says how it is done.
 """

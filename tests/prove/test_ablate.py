@@ -84,7 +84,7 @@ def test_what_can_go_alone_but_not_together_goes_in_part(tmp_path, prepared):
     report = report_in(folder, "ablation.json")
     verdicts = {each["name"]: each["verdict"] for each in report["factors"]}
     assert verdicts == {"1": "real", **dict.fromkeys("23456", "nothing")}
-    assert out.count("the best beside the best without") == 3, "each alone, all five, two of them"
+    assert out.count("the best next to the best without") == 3, "each alone, all five, two of them"
     pruned = report["pruned"]
     assert len(pruned["out"]) == 2 and pruned["branch"]
     assert pruned["difference"]["value"] == pytest.approx(-0.04, abs=0.012)
