@@ -101,6 +101,15 @@ def refusal(candidate: Runs) -> str:
     return ""
 
 
+def better_of_two(candidate: Belief, best: Belief, runs: int) -> tuple[str, str]:
+    """(status, reason) of a change that beat its own best, and does not merge with what was kept meanwhile.
+
+    `candidate`: what would be believed of it as a best; `best`: of the present one; `runs`: of the candidate.
+    """
+    deviation = math.sqrt(candidate.variance + best.variance)
+    return decide(0.5 * math.erfc((candidate.best - best.best) / deviation / math.sqrt(2)), runs)
+
+
 def decide(probability: float, runs: int) -> tuple[str, str]:
     """(status, reason) from a probability and the number of runs it rests on."""
     said = f"probability {probability_text(probability)} after {plural(runs, 'run')}"
