@@ -25,10 +25,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from keep_rule import BASELINE, SIGMA, Stream, World
+
 from autoresearch.judge.belief import Belief, after_candidate, start
 from autoresearch.judge.keep_rule import better_of_two, judge
 from autoresearch.nouns import Noise, Runs
-from keep_rule import BASELINE, SIGMA, Stream, World
 
 NOISE = Noise(SIGMA, 1000)
 RULES = ("today", "better of two", "always again", "both")

@@ -44,7 +44,7 @@ def winsorized(sources: list[Runs], prior: Noise) -> list[Runs]:
     is less than the mean (Wilson and Hilferty 1931).
     """
     known = [(variance(runs), len(runs) - 1) for runs in sources if len(runs) > 1]
-    middles = [(each / (1 - 2 / (9 * degrees)) ** 3, degrees) for each, degrees in known]
+    middles: list[tuple[float, float]] = [(each / (1 - 2 / (9 * degrees)) ** 3, degrees) for each, degrees in known]
     middles = sorted([*middles, (prior.sigma**2, prior.degrees_of_freedom)])
     half, below = sum(degrees for _, degrees in middles) / 2, 0.0
     middle = next((each for each, degrees in middles if (below := below + degrees) >= half), 0.0)

@@ -10,12 +10,15 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a git that is missing is told by open_repository()
+import git
 
 from autoresearch.files import stamp
 from autoresearch.process import STOP_SIGNALS
@@ -44,6 +47,8 @@ PLAIN = dict.fromkeys(("log", "show"), ("--no-ext-diff", "--no-textconv"))
 OURS = re.compile(
     r"GIT_((AUTHOR|COMMITTER)_(NAME|EMAIL)|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_.*|VALUE_.*)|EXEC_PATH|ASKPASS|SS[HL].*)"
 )
+# Git's own language, no question at the terminal, no lock for a look.
+ENVIRONMENT = {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
 NO_SUCH_FILE = re.compile("does not exist in|exists on disk, but not in|[Nn]ot a valid object name|invalid object name")
 
 # -----------------------------------------------------------------------------
@@ -72,12 +77,6 @@ def signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def environment() -> dict[str, str]:
-    """The environment of every git process: git's own language, no question at the terminal, no lock for a look."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or OURS.fullmatch(name)}
-    return kept | {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
-
-
 def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool = True, data: bytes = b"") -> str:
     """The output of a git command that reads `data`. Raises GitError, or with check=False gives what there is.
 
@@ -87,15 +86,24 @@ def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool =
     waited: dict[tuple, float] = {}  # locks as they were seen first -> when
     command = ["git", *OPTIONS, arguments[0], *PLAIN.get(arguments[0], ()), *arguments[1:]]
     while True:
-        with signals_held():
-            done = subprocess.run(command, cwd=repo.folder, env=environment(), input=data, capture_output=True)
-        said = done.stderr.decode(errors="replace")
-        lock = done.returncode and re.search(r"Unable to create '(.+?\.lock)': File exists", said)
+        with signals_held(), tempfile.TemporaryFile() as stdin:
+            stdin.write(data)
+            stdin.seek(0)
+            code, out, said = git.Git(repo.folder).execute(
+                command,
+                istream=stdin,
+                env=ENVIRONMENT,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+        lock = code and re.search(r"Unable to create '(.+?\.lock)': File exists", said)
         if not lock or not wait_for_lock(repo, repo.folder / lock[1], waited):
             break
-    if check and done.returncode:
-        raise GitError(f"git {arguments[0]}: {one_line(said) or f'exit code {done.returncode}'}")
-    text = done.stdout.decode(errors="surrogateescape")
+    if check and code:
+        raise GitError(f"git {arguments[0]}: {one_line(said) or f'exit code {code}'}")
+    text = bytes(out).decode(errors="surrogateescape")
     return text.removesuffix("\n") if strip else text
 
 
@@ -112,7 +120,12 @@ def wait_for_lock(repo: Repository, lock: Path, waited: dict[tuple, float]) -> b
 
 
 def open_repository(folder: Path) -> Repository:
-    """The git repository of a folder. Ends the program with a way out where there is none that a search can use."""
+    """The git repository of a folder. Ends the program with a way out where there is none that a search can use.
+
+    Variables of git's that lead to another repository are taken out of this process's environment.
+    """
+    for name in [name for name in os.environ if name.startswith("GIT_") and not OURS.fullmatch(name)]:
+        del os.environ[name]
     if not shutil.which("git"):
         fail("there is no git in PATH; install it (apt install git)")
     repo = Repository(folder)
