@@ -2,6 +2,8 @@
 Decide and record: what an experiment's runs make of it, carried out. verdicts.py says what; here it is done.
 """
 
+import dataclasses
+
 from autoresearch.loop import verdicts
 from autoresearch.loop.inflight import Queue, finish, let_wait, new_proposal_folder
 from autoresearch.loop.limits import over_budget
@@ -38,7 +40,7 @@ def decide(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
     elif problem := changed_by_hand(ledger):
         session.blocked = problem  # it waits, until a person has said which train.py shall go on
     elif experiment.base != ledger.best.number:
-        record(session, ledger, queue, experiment, run_on_top(ledger, queue, experiment, verdict))
+        decide_against_newer_best(session, ledger, queue, experiment, verdict)
     else:
         record(session, ledger, queue, experiment, verdict)
 
@@ -64,17 +66,38 @@ def queue_runs(session: Session, ledger: Ledger, queue: Queue, experiment: Exper
             bench.tasks.append(Task(experiment.title, experiment.proposal.source, seed, experiment=experiment))
 
 
-def run_on_top(ledger: Ledger, queue: Queue, experiment: Experiment, verdict: Verdict) -> Verdict:
-    """It beat the best that it was made for, but another was kept meanwhile: it has to beat that one, too."""
-    best = ledger.best.number
+def decide_against_newer_best(
+    session: Session, ledger: Ledger, queue: Queue, experiment: Experiment, verdict: Verdict
+) -> None:
+    """Carry out what follows where it beat the best that it was made for, but another was kept meanwhile.
+
+    If its edit merges, it runs again on top. If the two edits conflict, the better of the two is the best: of the
+    other, a proposer is told to make it again.
+    """
+    best = ledger.best
     again, fits = verdicts.on_top(ledger, experiment)
-    if not fits:
-        note = f"{again.description}: its gain was {verdict.gain:+.6f}, but its edit does not fit. Write it anew."
+    kept = f"{best.number:04d} was kept meanwhile"
+    if fits:
+        if again.description not in [each.proposal.description for each in queue.waiting]:  # a kill came just after
+            let_wait(queue, Experiment(again, best.number, new_proposal_folder(ledger)), first=True)
+        reason = f"{verdict.reason}; but {kept}, and it runs again on top of it"
+        record(session, ledger, queue, experiment, verdicts.discarded(verdict, reason))
+        return
+    status, said = verdicts.better_than_best(ledger, experiment)
+    if status == "again":
+        next_seed = max(ledger.good_runs(experiment.number, "judge", experiment.repairs)) + 1
+        queue_runs(session, ledger, queue, experiment, next_seed)
+    elif status == "keep":
+        replaced = ledger.kept[[row.number for row in ledger.kept].index(experiment.base) + 1 :]
+        reason = f"{verdict.reason}; {kept} and conflicts; it takes its place: better with {said}"
+        record(session, ledger, queue, experiment, dataclasses.replace(verdict, reason=reason))
+        lost = [f"{row.number:04d} {row.description} (gain {row.gain:+.6f})" for row in replaced]
+        queue.asking.notes += [f"{one}: a better change took its place. Make it again on the new best." for one in lost]
+    else:
+        reason = f"{verdict.reason}; but {kept}, it does not fit on top of it, and is not clearly better: {said}"
+        record(session, ledger, queue, experiment, verdicts.discarded(verdict, reason))
+        note = f"{again.description}: its gain was {verdict.gain:+.6f}, but its edit does not fit. Write it again."
         queue.asking.notes.append(note)
-    elif again.description not in [each.proposal.description for each in queue.waiting]:  # a kill came just after this
-        let_wait(queue, Experiment(again, best, new_proposal_folder(ledger)), first=True)
-    then = "runs again on top of it" if fits else "does not fit on top of it"
-    return verdicts.discarded(verdict, f"{verdict.reason}; but {best:04d} was kept meanwhile, and it {then}")
 
 
 def look_again(session: Session, ledger: Ledger, queue: Queue) -> Experiment | None:
@@ -92,7 +115,8 @@ def record(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
     noise = ledger.known.paired_noise.sigma
     row = verdicts.row_of(ledger, experiment, verdict, noise)
     subject, facts = verdicts.message_of(ledger, experiment, verdict, row)
-    write_result(ledger, row, experiment.base, experiment.proposal.source, subject, facts)
+    base = ledger.best.number if verdict.status == "keep" and ledger.kept else experiment.base  # a keep is the branch's
+    write_result(ledger, row, base, experiment.proposal.source, subject, facts)
     settle(session, ledger, queue, experiment)
     session.faults = session.faults if verdict.reason.startswith(FAULT) else 0
 

@@ -7,7 +7,8 @@ import math
 import re
 import time
 
-from autoresearch.judge.keep_rule import judge, reconsider
+from autoresearch.judge.belief import after_candidate
+from autoresearch.judge.keep_rule import better_of_two, judge, reconsider
 from autoresearch.judge.knowledge import looked_at_again
 from autoresearch.judge.noise import mean, without_seed
 from autoresearch.judge.trust import busy_text
@@ -91,6 +92,15 @@ def on_top(ledger: Ledger, experiment: Experiment) -> tuple[Proposal, bool]:
     description = f"{experiment.number:04d} on top of {best:04d}: {ON_TOP.sub('', proposal.description)}"
     again = dataclasses.replace(proposal, description=description, source=source or "", usage=Usage())
     return again, bool(source)
+
+
+def better_than_best(ledger: Ledger, experiment: Experiment) -> tuple[str, str]:
+    """(status, reason) of an experiment next to the present best, by what is believed of both."""
+    known = ledger.known
+    runs = without_seed(ledger.good_runs(experiment.number, "judge", experiment.repairs), known.offsets)
+    base, best = (known.beliefs[ledger.row(number).commit] for number in (experiment.base, ledger.best.number))
+    believed = after_candidate(dataclasses.replace(base, usual=best.usual), runs, True, known.paired_noise)
+    return better_of_two(believed, best, len(runs))
 
 
 def discarded(verdict: Verdict, reason: str) -> Verdict:
