@@ -55,7 +55,7 @@ class RunResult:
     measured: dict[str, float] = field(default_factory=dict)  # by the guard, the scorer and the loop
     error: str = ""  # one line: why there is no number
     tail: str = ""  # the last lines of the log
-    losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, training loss), some
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, mean of the tenth before)
     extra_seconds: float = 0.0  # for which its slot was taken besides: by a first start, by the scoring
 
     @property

@@ -5,7 +5,7 @@ What agent_loop.py is made of.
     start.py       what is checked before anything is touched
     bench.py       the slots, and every run that is made in them: tasks in, results out
     inflight.py    what is in flight: proposals that wait, experiments without a verdict, proposers at work
-    briefing.py    what a proposer is told beside the experiments
+    briefing.py    the one maker of what a proposer is told
     proposers.py   the proposer at work, in a thread
     short_run.py   the twenty steps that check takes
     verdicts.py    what follows from the runs of one experiment

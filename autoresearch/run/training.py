@@ -7,6 +7,7 @@ sandbox.py decides what else it may see, write and use up.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -102,11 +103,12 @@ def parse_progress(tail: str) -> str:
     return tail.rpartition("\n")[2].rpartition("\r")[2].strip()
 
 
-def parse_losses(log: str, points: int = 12) -> list[tuple[float, float]]:
-    """(percent of the budget, loss) at about as many points of a training, evenly spaced, the last included."""
-    steps = re.findall(r"\| +(\d+\.\d) % \| loss (\d+\.\d+)", log)
-    every = max(1, len(steps) // points)
-    return [(float(percent), float(loss)) for percent, loss in steps[::-1][::every][::-1]]
+def parse_losses(log: str) -> list[tuple[float, float]]:
+    """(percent of the budget, mean loss of the tenth of it that ends there): of one batch it would tell little."""
+    tenths: dict[int, list[float]] = {}
+    for percent, loss in re.findall(r"\| +(\d+\.\d) % \| loss (\d+\.\d+)", log):
+        tenths.setdefault(max(1, math.ceil(float(percent) / 10)), []).append(float(loss))
+    return [(10.0 * tenth, sum(losses) / len(losses)) for tenth, losses in tenths.items()]
 
 
 # -----------------------------------------------------------------------------

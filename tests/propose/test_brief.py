@@ -146,6 +146,20 @@ def test_a_profile_of_the_best_is_told_after_all_that_the_cache_keeps():
     assert "profile" not in told_now(make_context(ROOT, rows=rows[:3], read=read))  # of another best
 
 
+def test_a_prompt_of_700_experiments_stays_below_35_000_tokens():
+    """A token is taken for 3.5 characters; the texts are as long as those of a real search."""
+    rows = make_rows(700, kept=range(0, 700, 12), hypothesis="It is too high. " * 8, category="architecture", steps=200)
+    told = (
+        "EMBEDDING_LR 0.{0} -> 0.{1}, as it is noisy",
+        "a learned scalar {0} for each head, next to that of the layer {1}",
+    )
+    descriptions = [told[row.number % 2].format(row.number, row.number + 1) for row in rows]
+    rows = [dataclasses.replace(row, description=each) for row, each in zip(rows, descriptions, strict=True)]
+    context = dataclasses.replace(make_context(ROOT), rows=rows, best_source=TRAIN)
+    system, messages = first_prompt(context, 60)
+    assert sum(len(block["text"]) for block in [*system, *messages[0]["content"]]) < 3.5 * 35_000
+
+
 def test_every_block_ends_its_line():
     _, messages = first_prompt(make_context(ROOT, rows=make_rows(9, kept=(0, 3))), 60)
     assert all(block["text"].endswith("\n") for block in messages[0]["content"])

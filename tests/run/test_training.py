@@ -12,7 +12,14 @@ from run_helpers import GOOD, inside, sleepers
 
 from autoresearch import process
 from autoresearch.run import training
-from autoresearch.run.training import RunOptions, parse_progress, parse_summary, run_training, traceback_in
+from autoresearch.run.training import (
+    RunOptions,
+    parse_losses,
+    parse_progress,
+    parse_summary,
+    run_training,
+    traceback_in,
+)
 from autoresearch.text import last_lines
 
 
@@ -36,6 +43,12 @@ def test_a_number_comes_back(run):
     result = run("print('noise\\n---\\nval_bpb: 9\\n' + 'x' * 100)\n" + GOOD)
     assert (result.status, result.printed["val_bpb"], result.memory_gb) == ("ok", 1.5, 1.0)
     assert math.isnan(result.val_bpb)  # what a run prints is not its number
+
+
+def test_a_loss_is_the_mean_of_a_tenth_of_the_budget():
+    log = "".join(f"\nstep {n} | {n / 2:.1f} % | loss {4 + n % 2:.4f} | 15.0 k tok/s" for n in range(1, 201))
+    assert parse_losses(log) == [(10.0 * tenth, 4.5) for tenth in range(1, 11)]
+    assert parse_losses("step 1 | 50.0 % | loss 3.0000 | 1 s left") == [(50.0, 3.0)] and parse_losses("no step") == []
 
 
 def test_a_crash_names_its_exception(run, tmp_path):
