@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import itertools
 import json
 import math
@@ -179,20 +180,39 @@ def paced_seconds() -> float:
     return pace["seconds"]
 
 
+@contextlib.contextmanager
+def torch_as_it_is_at_first() -> Iterator[None]:
+    """One thread and torch's first settings on a CPU: with those of train.py a look would be other work."""
+    import torch
+    import torch.utils.deterministic as deterministic
+
+    matmul = torch.backends.mkldnn.matmul
+    before = torch.get_num_threads(), torch.get_default_dtype(), matmul.fp32_precision
+    fill = deterministic.fill_uninitialized_memory
+
+    def use(threads: int, dtype: torch.dtype, precision: str, filled: bool) -> None:
+        torch.set_num_threads(threads)  # of several, each would count
+        torch.set_default_dtype(dtype)
+        matmul.fp32_precision, deterministic.fill_uninitialized_memory = precision, filled
+
+    use(1, torch.float32, "ieee", False)
+    no_checks = torch.autograd.set_detect_anomaly(False)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), no_checks:
+        yield
+    use(*before, fill)
+
+
 def look() -> float:
     """CPU seconds that a fixed piece of work takes now: like a training step, also in the memory that it needs. So what
     neighbours do to caches and memory slows both by as much: up to twice, from one second to the next."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # whatever trains: of several, each would count
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch_as_it_is_at_first():
         hidden, weight = (torch.linspace(-1, 1, n * 64).view(n, 64).requires_grad_() for n in (2048, 1024))
         started = cpu_seconds()
         logits = 15 * torch.tanh(hidden @ weight.T / 15)
         torch.nn.functional.cross_entropy(logits, torch.arange(2048) % 1024).backward()
-    torch.set_num_threads(threads)
-    return cpu_seconds() - started
+        return cpu_seconds() - started
 
 
 def look_at_pace() -> None:

@@ -1,5 +1,6 @@
 """prepare_data.py as train.py sees it: environment, batches and the clock. The metric has a file of its own."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import assert_refused, command
+from torch.utils import deterministic
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare_data
 from prepare_data import MAX_SEQ_LEN, make_dataloader
@@ -123,3 +126,56 @@ def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
     monkeypatch.setattr(prepare_data, "PACE_SECONDS", prepare_data.PACE_SECONDS / 3)
     prepare_data.pace["looked"] = -1.0
     assert busy(1.0) == pytest.approx(normal / 3, rel=0.5)
+
+
+class Operators(TorchDispatchMode):
+    """Notes what torch does: each operator, the kinds of its numbers, and the settings at that moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kinds = [each.dtype for each in args if isinstance(each, torch.Tensor)]
+        filled = torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory
+        settings = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision, torch.is_anomaly_enabled()
+        self.seen.append((str(function), kinds, filled, *settings))
+        return function(*args, **kwargs or {})
+
+
+def operators_of_a_look():
+    with Operators() as operators:
+        prepare_data.look()
+    return operators.seen
+
+
+@pytest.fixture
+def as_before():
+    kept = torch.get_num_threads()
+    yield
+    torch.set_num_threads(kept)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.bfloat16),
+        lambda: torch.set_num_threads(2),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        torch.inference_mode,
+        torch.no_grad,
+        lambda: torch.autograd.set_detect_anomaly(True),
+    ],
+)
+def test_a_look_is_the_same_work_whatever_train_py_has_set(change, as_before):
+    expected = operators_of_a_look()
+    with change() or contextlib.nullcontext():
+        before = torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision()
+        assert operators_of_a_look() == expected
+        assert before == (torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision())
