@@ -99,7 +99,7 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        return one_line(self.proposal.description)
+        return one_line(self.proposal.description)[:300]  # an agent may have printed megabytes
 
 
 FRESH = ("confirm", "beside")  # purposes of runs on fresh seeds: of the best, and of the baseline on the same ones

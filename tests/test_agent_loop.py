@@ -76,9 +76,11 @@ def test_each_outcome_is_recorded_and_the_best_compounds(repo):
 @pytest.mark.slow
 def test_a_description_cannot_break_the_table(repo):
     described = "printf 'evil\\ttab\\033[31m and\\\\nmore\\nsecond line' > description.txt; " + set_level(1.5)
-    done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [described]))
+    long = "head -c 3000000 /dev/zero | tr '\\0' x > description.txt; " + set_level(1.6)
+    done = run_loop(repo, "--experiments", "2", "--command", proposer_script(repo, [described, long]))
     assert done.returncode == 0, done.stderr
     assert rows_of(repo)[1].description == "evil tab[31m and\\nmore [suspiciously good]"
+    assert len(git(repo, "log", "-1", "--format=%s", "refs/autoresearch/t/0002")) < 400
     assert "\033" not in done.stdout
     check_invariants(repo)
 

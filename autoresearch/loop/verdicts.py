@@ -19,7 +19,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
 from autoresearch.source import count_statements
-from autoresearch.text import gain_text, one_line
+from autoresearch.text import gain_text
 
 # -----------------------------------------------------------------------------
 # The verdict
@@ -145,7 +145,7 @@ def row_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, noise: floa
 
 def message_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, row: Row) -> tuple[str, str]:
     """(subject, facts) of the commit of a finished experiment: what was measured, and why it was decided so."""
-    subject = one_line(experiment.proposal.description)
+    subject = experiment.title
     if verdict.status not in ("keep", "discard"):
         return f"{subject} ({verdict.status})", verdict.reason
     gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
