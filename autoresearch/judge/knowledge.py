@@ -89,7 +89,7 @@ def knowledge(rows: list[Row], fresh: Runs, beside: Runs, scale: str) -> Knowled
     noise, share = pooled_noise(sources, USUAL_NOISE[scale]), seed_share(sources, USUAL_SHARE[scale])
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs, confirmed = replay(candidates, fresh, offsets, left), confirmed_best(fresh, noise)
-    gain = searched_gain(runs_of(kept[0]), beliefs[kept[-1].commit], confirmed, noise) if kept else None
+    gain = searched_gain(runs_of(kept[0]), beliefs[kept[-1].commit], confirmed, noise) if beliefs else None
     if sure := confirmed_gain(fresh, beside, left):  # like with like
         gain = Gain(mean(beside), mean(beside) - sure.val_bpb, sure.standard_error, "confirmed")
     return Knowledge(candidates, noise, left, offsets, beliefs, confirmed, gain)
