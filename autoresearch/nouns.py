@@ -95,7 +95,6 @@ class Experiment:
     number: int = -1  # as its proposer was told; -1: it gets one when it begins
     repairs: int = 0
     started: float = field(default_factory=time.time)
-    earlier: dict[int, RunResult] = field(default_factory=dict)  # by seed: runs that a second look begins with
 
     @property
     def title(self) -> str:

@@ -43,8 +43,10 @@ class Row:
 TYPES = typing.get_type_hints(Row)
 NEEDED = {item.name for item in dataclasses.fields(Row) if item.default is dataclasses.MISSING}
 HEADER = "\t".join(TYPES) + "\n"
-# What the description of an experiment begins with that runs another one's edit again, or merged into a newer best.
-SECOND_LOOK, ON_TOP = re.compile(r"second look at (\d{4,}): "), re.compile(r"(\d{4,}) on top of \d{4,}: ")
+# What the description of an experiment begins with that goes on from another one's runs, or merges its edit into a
+# newer best.
+SECOND_LOOK = re.compile(r"(?:second look at|same source as) (\d{4,}): ")
+ON_TOP = re.compile(r"(\d{4,}) on top of \d{4,}: ")
 
 # -----------------------------------------------------------------------------
 # As text

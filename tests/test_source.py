@@ -10,7 +10,7 @@ from shipped import TRAIN
 from autoresearch.merge import merge_texts
 from autoresearch.propose.constants import numeric_constants, replaced
 from autoresearch.prove.depth import with_depth
-from autoresearch.source import code_lines, count_statements, edit_problem
+from autoresearch.source import code_lines, code_of, count_statements, edit_problem
 from autoresearch.text import BOM
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +77,18 @@ def test_an_expression_is_replaced_where_python_counts_its_line(before):
     assert changed.removeprefix(BOM) == wanted
     assert edit_problem(source, wanted) == "" and code_lines(source) == code_lines(wanted)
     assert merge_texts(source, source, source.replace("= 2", "= 4")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("after", "same"),
+    [
+        ("x = 1  # another word\n\n\ny = [\n    2,\n]\n", True),
+        (f"{BOM}x = (1)\ny=[2]", True),
+        ("x = 1\ny = [3]\n", False),
+        ("x = 1\ny = ['2']\n", False),
+        ("x = = 1", False),
+    ],
+)
+def test_sources_that_differ_by_comments_and_white_space_alone_are_one(after, same):
+    assert (code_of("x = 1  # a word\ny = [2]\n") == code_of(after)) == same
+    assert code_of("x = = 1") == code_of("x = = 1")

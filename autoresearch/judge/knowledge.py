@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from autoresearch.judge.belief import Belief, after_best_run, after_candidate, measured_gain, posterior, start
 from autoresearch.judge.keep_rule import confirmed_best, confirmed_gain
-from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, winsorized, without_seed
+from autoresearch.judge.noise import (
+    drift,
+    mean,
+    paired,
+    pooled_noise,
+    seed_offsets,
+    seed_share,
+    winsorized,
+    without_seed,
+)
 from autoresearch.nouns import Estimate, Noise, Runs
 from autoresearch.row import SECOND_LOOK, Row, runs_of
 
@@ -42,6 +51,7 @@ class Knowledge:
     paired_noise: Noise  # of a run whose seed's offset is taken off: what a gain is measured against, and what is shown
     offsets: dict[int, float]  # what each seed is known to add
     beliefs: dict[str, Belief]  # of every best that there was, by its commit; {} before the baseline
+    drift: str  # a line where the repeats disagree with the noise that the search started with, or ""
     confirmed: Estimate | None  # the best on fresh seeds
     gain: Gain | None  # None before the baseline
 
@@ -71,28 +81,49 @@ def looked_at_again(rows: list[Row]) -> set[int]:
     """
     by_number, found = {row.number: row for row in rows}, set()
     for row in rows:
-        match = SECOND_LOOK.match(row.description)
-        near = by_number.get(int(match[1])) if match else None
-        if not near or near is row or (near.status, near.parent) != ("discard", row.parent):
-            continue
-        if row.repairs or row.runs.startswith(near.runs):  # where it was repaired, its runs are new
+        near = gone_on_from(row, by_number)
+        if near and (near.status, near.parent) == ("discard", row.parent):
             found.add(near.number)
     return found
 
 
-def knowledge(rows: list[Row], fresh: Runs, beside: Runs, scale: str) -> Knowledge:
-    """All that follows from rows, from the best's runs on fresh seeds, and from the baseline's on the same ones."""
+def gone_on_from(row: Row, by_number: dict[int, Row]) -> Row | None:
+    """The row of the same source whose runs this one has first."""
+    match = SECOND_LOOK.match(row.description)
+    before = by_number.get(int(match[1])) if match else None
+    if not before or before is row:
+        return None
+    return before if row.repairs or row.runs.startswith(before.runs) else None  # repaired: its runs are new
+
+
+def by_source(rows: list[Row], later: dict[int, Runs]) -> list[Runs]:
+    """All runs of every source, the baseline's first: where one was judged again, they are pooled."""
+    rows = [row for row in rows if row.status in ("keep", "discard") and row.runs]
+    by_number = {row.number: row for row in rows}
+    first: dict[int, int] = {}
+    found: dict[int, Runs] = {}
+    for row in rows:
+        before = None if row.repairs else gone_on_from(row, by_number)
+        first[row.number] = own = first.get(before.number, row.number) if before else row.number
+        found[own] = found.get(own, {}) | runs_of(row) | later.get(row.number, {})
+    return list(found.values())
+
+
+def knowledge(rows: list[Row], later: dict[int, Runs], scale: str) -> Knowledge:
+    """All that follows from rows, and from the later runs, on fresh seeds, of what was kept, by its number."""
     candidates, kept = judged(rows), [row for row in rows if row.status == "keep"]
-    later = {kept[0].number: beside, kept[-1].number: fresh} if kept else {}
-    sources = [runs_of(row) | later.get(row.number, {}) for row in candidates]
-    sources = winsorized(sources, USUAL_NOISE[scale])
+    fresh = later.get(kept[-1].number, {}) if kept else {}
+    first = later.get(kept[0].number, {}) if kept[1:] else {}
+    beside = {seed: val_bpb for seed, val_bpb in first.items() if seed in fresh}  # like with like
+    sources = winsorized(by_source(rows, later), USUAL_NOISE[scale])
     noise, share = pooled_noise(sources, USUAL_NOISE[scale]), seed_share(sources, USUAL_SHARE[scale])
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs, confirmed = replay(candidates, fresh, offsets, left), confirmed_best(fresh, noise)
+    drifted = drift(USUAL_NOISE[scale], runs_of(kept[0]), sources) if beliefs else ""
     gain = searched_gain(runs_of(kept[0]), beliefs[kept[-1].commit], confirmed, noise) if beliefs else None
-    if sure := confirmed_gain(fresh, beside, left):  # like with like
+    if sure := confirmed_gain(fresh, beside, left):
         gain = Gain(mean(beside), mean(beside) - sure.val_bpb, sure.standard_error, "confirmed")
-    return Knowledge(candidates, noise, left, offsets, beliefs, confirmed, gain)
+    return Knowledge(candidates, noise, left, offsets, beliefs, drifted, confirmed, gain)
 
 
 def searched_gain(baseline: Runs, best: Belief, confirmed: Estimate | None, noise: Noise) -> Gain:

@@ -18,6 +18,7 @@ SHARE_WEIGHT = 6.0  # degrees of freedom that the prior share of seeds counts as
 LARGEST_SHARE = 0.9  # something is always left to chance
 LARGEST_SPREAD = 4.0  # times the middle variance within a source: what is more says that this source is unstable
 SMALLEST_SIGMA = 1e-6  # val_bpb is printed with six digits
+BEYOND_CHANCE = 0.001  # the probability below which repeats disagree with a noise that is little known itself
 
 # -----------------------------------------------------------------------------
 # Noise
@@ -70,6 +71,25 @@ def pooled_noise(sources: list[Runs], prior: Noise) -> Noise:
     repeated = [runs for runs in sources if len(runs) > 1]
     squares = math.fsum((value - mean(runs)) ** 2 for runs in repeated for value in runs.values())
     return pooled_with(prior, squares, sum(len(runs) - 1 for runs in repeated))
+
+
+def drift(prior: Noise, baseline: Runs, sources: list[Runs]) -> str:
+    """A line where all repeats but the baseline's first disagree, by a chi-square test, with the noise known from
+    those; "" if not. The baseline is the first of the sources."""
+    from scipy.special import gammainc, gammaincc
+
+    start = pooled_noise([baseline], prior)
+    repeats = [{seed: value for seed, value in sources[0].items() if seed not in baseline}, *sources[1:]]
+    repeated = [runs for runs in repeats if len(runs) > 1]
+    degrees = sum(len(runs) - 1 for runs in repeated)
+    squares = math.fsum(variance(runs) * (len(runs) - 1) for runs in repeated) / start.sigma**2
+    more = degrees > 0 and squares > degrees
+    tail = gammaincc if more else gammainc
+    if not degrees or 2 * tail(degrees / 2, squares / 2) >= BEYOND_CHANCE:
+        return ""
+    told = f"repeats scatter {math.sqrt(squares / degrees):.1f} times as much as the noise that the search started with"
+    wrong = "chance for gains" if more else "gains for chance"
+    return f"{told}, beyond chance (p < {BEYOND_CHANCE}): its first verdicts may have taken {wrong}"
 
 
 # -----------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from autoresearch.loop.inflight import Queue, finish, let_wait, new_proposal_fol
 from autoresearch.loop.limits import over_budget
 from autoresearch.loop.mergeable import forbidden
 from autoresearch.loop.session import FAULT, Session, notify
-from autoresearch.nouns import Experiment, RunResult, Task, Verdict
+from autoresearch.nouns import Experiment, Task, Verdict
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, write_result
 from autoresearch.record.lines import result_line, say_result
-from autoresearch.row import Row, runs_of
+from autoresearch.row import SECOND_LOOK, Row
+from autoresearch.source import code_of
 
 
 def decide(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment) -> None:
@@ -21,11 +22,12 @@ def decide(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
         settle(session, ledger, queue, experiment)
         return
     runs = verdicts.attempt_runs(ledger, experiment)
-    if not runs:
+    looks_again = runs and SECOND_LOOK.match(experiment.proposal.description)
+    if not looks_again and not verdicts.own_runs(ledger, experiment):
         if problem := forbidden(ledger, experiment.proposal.source):
             record(session, ledger, queue, experiment, Verdict("invalid", problem))
         else:
-            queue_runs(session, ledger, queue, experiment, session.options.seed)
+            queue_runs(session, ledger, queue, experiment, first_seed(session, ledger, queue, experiment))
         return
     verdict = verdicts.verdict_on(ledger, session.options, session.settings, experiment)
     if may_repair(session, ledger, queue, experiment):
@@ -55,9 +57,21 @@ def may_repair(session: Session, ledger: Ledger, queue: Queue, experiment: Exper
     return experiment.repairs < settings.repairs and not over_budget(settings, ledger, queue)
 
 
+def first_seed(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment) -> int:
+    """The search's first seed or, where the same source was or is being tried, one that is fresh for it."""
+    code, bench = code_of(experiment.proposal.source), queue.bench
+    same = [each for each in queue.experiments.values() if code_of(each.proposal.source) == code]
+    seeds = {run.seed for each in [experiment, *same] for run in verdicts.attempt_runs(ledger, each)}
+    seeds |= {task.seed for task in [*bench.tasks, *bench.running] if task.experiment in same}
+    if before := verdicts.rows_before(ledger, experiment):
+        about = f"the same source as {before[-1].number:04d}, whose runs count; once more, on a fresh seed"
+        session.log.say(f"{experiment.number:4d}  tried before  {about}")
+    return max(seeds) + 1 if seeds else session.options.seed
+
+
 def queue_runs(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment, next_seed: int) -> None:
     """Queue the next run; of the baseline all that the noise takes, for all slots to work on."""
-    done = ledger.good_runs(experiment.number, "judge", experiment.repairs)
+    done = verdicts.good_runs(verdicts.attempt_runs(ledger, experiment))
     bench, first = queue.bench, session.options.seed
     under_way = {task.seed for task in [*bench.tasks, *bench.running] if task.experiment is experiment}
     seeds = [next_seed] if ledger.kept else range(first, first + 1 + session.settings.keep.baseline_repeats)
@@ -85,8 +99,8 @@ def decide_against_newer_best(
         return
     status, said = verdicts.better_than_best(ledger, experiment)
     if status == "again":
-        next_seed = max(ledger.good_runs(experiment.number, "judge", experiment.repairs)) + 1
-        queue_runs(session, ledger, queue, experiment, next_seed)
+        seeds = [run.seed for run in verdicts.attempt_runs(ledger, experiment)]
+        queue_runs(session, ledger, queue, experiment, max(seeds) + 1)
     elif status == "keep":
         replaced = ledger.kept[[row.number for row in ledger.kept].index(experiment.base) + 1 :]
         reason = f"{verdict.reason}; {kept} and conflicts; it takes its place: better with {said}"
@@ -105,18 +119,19 @@ def look_again(session: Session, ledger: Ledger, queue: Queue) -> Experiment | N
     row = verdicts.second_look(ledger, session.options, session.settings, queue.descriptions)
     if not row:
         return None
-    earlier = {seed: RunResult("ok", row.seconds, value, row.memory_gb) for seed, value in runs_of(row).items()}
     folder = ledger.experiment_folder(ledger.next_number)
-    return Experiment(verdicts.second_proposal(ledger, row), ledger.best.number, folder, earlier=earlier)
+    return Experiment(verdicts.second_proposal(ledger, row), ledger.best.number, folder)
 
 
 def record(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment, verdict: Verdict) -> None:
     """Commit, ref, row, branch, train.py: in the order that agent_loop.py's docstring gives."""
-    noise = ledger.known.paired_noise.sigma
-    row = verdicts.row_of(ledger, experiment, verdict, noise)
+    known = ledger.known
+    row = verdicts.row_of(ledger, experiment, verdict, known.paired_noise.sigma)
     subject, facts = verdicts.message_of(ledger, experiment, verdict, row)
     base = ledger.best.number if verdict.status == "keep" and ledger.kept else experiment.base  # a keep is the branch's
     write_result(ledger, row, base, experiment.proposal.source, subject, facts)
+    if ledger.known.drift and not known.drift:
+        session.log.say(f"   -  noise        {ledger.known.drift}")
     settle(session, ledger, queue, experiment)
     session.faults = session.faults if verdict.reason.startswith(FAULT) else 0
 

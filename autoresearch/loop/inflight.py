@@ -228,8 +228,6 @@ def begin(ledger: Ledger, queue: Queue, experiment: Experiment) -> None:
         experiment.folder.rename(home)
     experiment.folder = home
     commit_experiment(ledger, experiment)
-    for seed, result in experiment.earlier.items():
-        note_run(ledger, Run(experiment.number, seed, result))
 
 
 def commit_experiment(ledger: Ledger, experiment: Experiment) -> None:

@@ -14,7 +14,7 @@ from autoresearch.judge.noise import mean, without_seed
 from autoresearch.judge.trust import busy_text
 from autoresearch.loop.mergeable import on_best
 from autoresearch.loop.session import Options
-from autoresearch.nouns import Experiment, Proposal, Run, Usage, Verdict
+from autoresearch.nouns import Experiment, Proposal, Run, RunResult, Runs, Usage, Verdict
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
@@ -25,9 +25,36 @@ from autoresearch.text import gain_text
 # The verdict
 
 
-def attempt_runs(ledger: Ledger, experiment: Experiment) -> list[Run]:
+def own_runs(ledger: Ledger, experiment: Experiment) -> list[Run]:
     """The ended runs of the present attempt at an experiment, oldest first."""
     return ledger.runs_for(experiment.number, "judge", experiment.repairs)
+
+
+def attempt_runs(ledger: Ledger, experiment: Experiment) -> list[Run]:
+    """The runs that an experiment is judged by: first those of the same source in other rows, then its own."""
+    own, later, found = own_runs(ledger, experiment), ledger.later, {}
+    for row in rows_before(ledger, experiment):
+        for seed, value in (runs_of(row) | later.get(row.number, {})).items():
+            result = RunResult("ok", row.seconds, value, row.memory_gb, {"num_steps": row.steps})
+            found[seed] = Run(experiment.number, seed, result)
+    return [run for seed, run in found.items() if seed not in {each.seed for each in own}] + own
+
+
+def rows_before(ledger: Ledger, experiment: Experiment) -> list[Row]:
+    """The rows of the same source that have runs, oldest first.
+
+    The same source is an edit of the same best, or that best's own, or another row's whole file that it names.
+    """
+    title = experiment.proposal.description
+    named = {int(match[1]) for pattern in (SECOND_LOOK, ON_TOP) if (match := pattern.match(title))}
+    rows = [row for row in ledger.rows if row.runs and row.status in ("keep", "discard", "busy")]
+    likely = [row for row in rows if row.best == experiment.base or row.status == "keep" or row.number in named]
+    likely = [row for row in likely if row.number != experiment.number]
+    return ledger.same_source(experiment.proposal.source, likely)
+
+
+def good_runs(runs: list[Run]) -> Runs:
+    return {run.seed: run.result.val_bpb for run in runs if run.result.status == "ok"}
 
 
 def verdict_on(ledger: Ledger, options: Options, settings: Settings, experiment: Experiment) -> Verdict:
@@ -36,8 +63,7 @@ def verdict_on(ledger: Ledger, options: Options, settings: Settings, experiment:
     failed = [run.result for run in runs if run.result.status != "ok"]
     if failed:
         status, reason = failed[-1].status, failed[-1].error
-        good = ledger.good_runs(experiment.number, "judge", experiment.repairs)
-        return Verdict(status, busy_text(reason, good) if status == "busy" else reason)
+        return Verdict(status, busy_text(reason, good_runs(runs)) if status == "busy" else reason)
     return judge_runs(ledger, options, settings, experiment, runs)
 
 
@@ -46,7 +72,7 @@ def judge_runs(
 ) -> Verdict:
     """judge() with what this search knows, against the best that the edit was made for."""
     known = ledger.known
-    values = without_seed({run.seed: run.result.val_bpb for run in runs}, known.offsets)
+    values = without_seed(good_runs(runs), known.offsets)
     if not ledger.kept:
         return judge(values, None, known.paired_noise, settings.keep.baseline_repeats)
     base = ledger.source_of(experiment.base)
@@ -97,7 +123,7 @@ def on_top(ledger: Ledger, experiment: Experiment) -> tuple[Proposal, bool]:
 def better_than_best(ledger: Ledger, experiment: Experiment) -> tuple[str, str]:
     """(status, reason) of an experiment next to the present best, by what is believed of both."""
     known = ledger.known
-    runs = without_seed(ledger.good_runs(experiment.number, "judge", experiment.repairs), known.offsets)
+    runs = without_seed(good_runs(attempt_runs(ledger, experiment)), known.offsets)
     base, best = (known.beliefs[ledger.row(number).commit] for number in (experiment.base, ledger.best.number))
     believed = after_candidate(dataclasses.replace(base, usual=best.usual), runs, True, known.paired_noise)
     return better_of_two(believed, best, len(runs))
@@ -114,15 +140,18 @@ def discarded(verdict: Verdict, reason: str) -> Verdict:
 
 def row_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, noise: float) -> Row:
     """The row of a decided experiment, but for its commit."""
-    ended = [run.result for run in attempt_runs(ledger, experiment)]
-    runs = ledger.good_runs(experiment.number, "judge", experiment.repairs)
+    runs, before = attempt_runs(ledger, experiment), rows_before(ledger, experiment)
+    ended, good = [run.result for run in runs], good_runs(runs)
     proposal, usage = experiment.proposal, experiment.proposal.usage
+    title = proposal.description + (" [suspiciously good]" if verdict.suspicious else "")
+    if before and not SECOND_LOOK.match(title):
+        title = f"same source as {before[-1].number:04d}: {title}"
     return Row(
         commit="",
-        val_bpb=mean(runs) if verdict.status in ("keep", "discard") else 0.0,
+        val_bpb=mean(good) if verdict.status in ("keep", "discard") else 0.0,
         memory_gb=max([result.memory_gb for result in ended], default=0.0),
         status=verdict.status,
-        description=proposal.description + (" [suspiciously good]" if verdict.suspicious else ""),
+        description=title,
         number=experiment.number,
         gain=verdict.gain,
         parent=ledger.row(experiment.base).commit if ledger.kept else ledger.head[:7],
@@ -131,7 +160,7 @@ def row_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, noise: floa
         cost=usage.cost,
         started=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(experiment.started)),
         noise=noise,
-        runs=runs_text(runs),
+        runs=runs_text(good),
         reason=verdict.reason,
         category=proposal.category,
         expected=proposal.expected,

@@ -32,6 +32,7 @@ from autoresearch.record.repository import (
     same_file,
 )
 from autoresearch.row import HEADER, Row, row_line, row_message
+from autoresearch.source import code_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Ledger:
     taken: set[int] = field(default_factory=set)  # numbers of experiments, decided or not
     sittings: list[Sitting] = field(default_factory=list)
     sources: dict[int, str] = field(default_factory=dict)  # the train.py of kept experiments, which never changes
+    codes: dict[int, str] = field(default_factory=dict)  # code_of() the train.py of experiments that have a row
 
     @property
     def branch(self) -> str:
@@ -134,7 +136,7 @@ class Ledger:
     @property
     def known(self) -> Knowledge:
         """What all its runs say together."""
-        return known_after(self, len(self.rows), len(self.confirming) + len(self.beside))
+        return known_after(self, len(self.rows), sum(map(len, self.later.values())))
 
     def has_row(self, number: int) -> bool:
         return any(row.number == number for row in reversed(self.rows))
@@ -159,6 +161,13 @@ class Ledger:
         if any(row.number == number for row in self.kept):
             self.sources[number] = source
         return source
+
+    def same_source(self, source: str, rows: list[Row]) -> list[Row]:
+        """Of these rows, those of the same train.py but for comments and white space."""
+        for row in rows:
+            if row.number not in self.codes:
+                self.codes[row.number] = code_of(self.source_of(row.number))
+        return [row for row in rows if self.codes[row.number] == code_of(source)]
 
     def message_of(self, number: int) -> tuple[str, str]:
         """(commit, message) of an experiment."""
@@ -199,21 +208,16 @@ class Ledger:
         return [run for purpose in FRESH for run in self.runs_for(number, purpose) if run.result.status == "ok"]
 
     @property
-    def beside(self) -> Runs:
-        """The baseline's runs on those seeds: like is compared with like."""
-        runs = self.baseline_again if len(self.kept) > 1 else {}
-        return {seed: val_bpb for seed, val_bpb in runs.items() if seed in self.confirming}
-
-    @property
-    def baseline_again(self) -> Runs:
-        """All runs of the baseline on fresh seeds: beside a best, or as the best that it once was."""
-        return {run.seed: run.result.val_bpb for run in self.fresh_runs(self.kept[0].number)}
+    def later(self) -> dict[int, Runs]:
+        """The runs on fresh seeds of whatever was kept, by its number: as the best that it was, or next to a best."""
+        runs = {row.number: self.fresh_runs(row.number) for row in self.kept}
+        return {number: {run.seed: run.result.val_bpb for run in each} for number, each in runs.items()}
 
 
 @functools.lru_cache(2)  # the loop's ledger, and the one that the page is drawn from
-def known_after(ledger: Ledger, rows: int, confirming: int) -> Knowledge:
-    """Made again only when there is something new: more rows, or more runs that confirm the best."""
-    return knowledge(ledger.rows, ledger.confirming, ledger.beside, ledger.scale)
+def known_after(ledger: Ledger, rows: int, later: int) -> Knowledge:
+    """Made again only when there is something new: more rows, or more runs on fresh seeds."""
+    return knowledge(ledger.rows, ledger.later, ledger.scale)
 
 
 # -----------------------------------------------------------------------------

@@ -75,8 +75,8 @@ def kept_changes(ledger: Ledger, diffs: dict[int, str]) -> list[tuple[Row, list[
         diff = diffs.get(row.number, "").partition("\n@@")
         lines = f"@@{diff[2]}".splitlines() if diff[1] else []
         added, removed = (code_lines("\n".join(line[1:] for line in lines if line.startswith(sign))) for sign in "+-")
-        fresh, noise = ledger.good_runs(row.number, "confirm"), ledger.known.paired_noise.sigma
-        cells = [say("{:.6f}", row.val_bpb), say("{:+.6f}", row.gain), say("{:+.1f}", row.gain / noise)]
+        fresh, times = ledger.good_runs(row.number, "confirm"), row.gain / row.noise if row.noise else None
+        cells = [say("{:.6f}", row.val_bpb), say("{:+.6f}", row.gain), say("{:+.1f}", times)]
         cells += [say("{:.6f}", mean(fresh) if fresh else None), say("{:.1f}", row.seconds or None)]
         cells += [say("{:,.0f}", row.tokens_per_second), f"{added - removed:+d}" if lines else ""]
         kept.append((row, cells, coloured(lines)))

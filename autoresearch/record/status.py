@@ -48,7 +48,7 @@ def found(ledger: Ledger) -> dict:
         "baseline": {"val_bpb": first.val_bpb, "runs": len(runs_of(first))},
         "best": seen | {"confirmed": vars(known.confirmed) if known.confirmed else None, "test": tested(ledger)},
         "gain": interval | {"percent": 100 * gain.value / gain.baseline, "of": gain.of},
-        "noise": vars(known.paired_noise),
+        "noise": vars(known.paired_noise) | {"drift": known.drift},
     }
 
 
@@ -80,7 +80,7 @@ def pace(ledger: Ledger, alive: bool) -> dict:
     """Experiments per hour, and the share of their time that the slots trained or scored."""
     hours = sum(sitting.last - sitting.start for sitting in ledger.sittings) / 3600
     slot_seconds = sum(sitting.slots * (sitting.last - sitting.start) for sitting in ledger.sittings)
-    busy = {}  # a second look notes its first runs again, with their numbers
+    busy = {}  # in a journal of before 2026-11-29 a second look noted its first runs again, with their numbers
     for run in ledger.runs:
         busy[run.seed, run.result.val_bpb if run.result.status == "ok" else run.ended] = run.result.slot_seconds
     now = ledger.sittings[-1] if alive else None
@@ -178,6 +178,7 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
         lines += [("gain", f"{gain['value']:+.6f}", about)]
     if noise:
         about = f"standard deviation without what its seed adds, {noise['degrees_of_freedom']:.0f} degrees of freedom"
+        about += f"; {noise['drift']}" if noise["drift"] else ""
         lines += [("noise of a run", f"{noise['sigma']:.6f}", about)]
     lines += proof_facts(status)
     about = ", ".join(

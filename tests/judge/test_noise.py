@@ -5,7 +5,16 @@ import math
 import numpy
 import pytest
 
-from autoresearch.judge.noise import mean, paired, pooled_noise, seed_offsets, seed_share, winsorized, without_seed
+from autoresearch.judge.noise import (
+    drift,
+    mean,
+    paired,
+    pooled_noise,
+    seed_offsets,
+    seed_share,
+    winsorized,
+    without_seed,
+)
 from autoresearch.nouns import Noise
 
 
@@ -131,3 +140,15 @@ def test_chance_is_no_more_than_many_sources_differ_by_on_one_seed():
     outliers = [*narrow, *({42: 3.0 + number} for number in range(30))]
     assert paired(noise, outliers, 0.3).sigma < 0.005
     assert paired(noise, [{42: 1.0}] * 1000, 0.3).sigma > 0
+
+
+@pytest.mark.parametrize(("sigma", "said"), [(1.0, ""), (3.0, "chance for gains"), (0.1, "gains for chance")])
+def test_repeats_that_disagree_with_the_first_noise_are_told(sigma, said):
+    """With the noise that it started with, a false alarm is rare."""
+    chance, lines = numpy.random.default_rng(1), []
+    for _ in range(100):
+        baseline, *others = (dict(enumerate(chance.normal(2, s, 3))) for s in (0.01, *[0.01 * sigma] * 8))
+        lines.append(drift(Noise(0.01, 2), baseline, [baseline, *others]))
+    told = [line for line in lines if line]
+    assert len(told) >= 90 and all(said in line for line in told) if said else len(told) <= 8
+    assert not drift(Noise(0.01, 2), {42: 2.0}, [{42: 2.0}, {42: 1.0}])

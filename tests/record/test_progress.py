@@ -43,7 +43,7 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
 
 def figure_of(rows: list[Row], confirmed: Estimate | None = None, baseline: float | None = None):
     """The picture of a search whose best has this value on fresh seeds, and its baseline that one."""
-    known = knowledge(rows, {}, {}, "cpu")
+    known = knowledge(rows, {}, "cpu")
     if confirmed:
         gain = Gain(baseline or rows[0].val_bpb, confirmed.val_bpb, 0.001, "confirmed")
         known = dataclasses.replace(known, confirmed=confirmed, gain=gain)
@@ -122,7 +122,7 @@ def test_the_band_is_one_noise_wide_and_the_confirmed_value_has_its_error_bar():
     figure = figure_of([BASELINE], Estimate(1.65, 0.004, 3))
     (axes,) = figure.axes
     band = axes.collections[0].get_paths()[0].get_extents()
-    sigma = knowledge([BASELINE], {}, {}, "cpu").paired_noise.sigma
+    sigma = knowledge([BASELINE], {}, "cpu").paired_noise.sigma
     assert (band.y0, band.y1) == pytest.approx((1.6552 - sigma, 1.6552 + sigma))
     (bar,) = axes.containers
     assert bar[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([1.646, 1.654])
