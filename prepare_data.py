@@ -184,9 +184,10 @@ def paced_seconds() -> float:
 def torch_as_it_is_at_first() -> Iterator[None]:
     """One thread and torch's first settings on a CPU: with those of train.py a look would be other work."""
     import torch
-    import torch.utils.deterministic as deterministic
 
-    matmul = torch.backends.mkldnn.matmul
+    deterministic: Any = torch.utils.deterministic  # a module with properties, unknown to its types
+    backend: Any = torch.backends.mkldnn
+    matmul = backend.matmul
     before = torch.get_num_threads(), torch.get_default_dtype(), matmul.fp32_precision
     fill = deterministic.fill_uninitialized_memory
 
