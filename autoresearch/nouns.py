@@ -56,6 +56,7 @@ class RunResult:
     error: str = ""  # one line: why there is no number
     tail: str = ""  # the last lines of the log
     losses: list[tuple[float, float]] = field(default_factory=list)  # (percent of the budget, mean of the tenth before)
+    first_losses: list[float] = field(default_factory=list)  # of the first steps, as they were printed
     extra_seconds: float = 0.0  # for which its slot was taken besides: by a first start, by the scoring
 
     @property

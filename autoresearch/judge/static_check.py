@@ -143,6 +143,7 @@ def bound_by(statement: ast.stmt) -> set[str]:
 
 def find_calls(tree: ast.Module) -> Iterator[Finding]:
     """Batches of another split than the training one, and a seed that is written in."""
+    assigned = assigned_values(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -151,8 +152,28 @@ def find_calls(tree: ast.Module) -> Iterator[Finding]:
             for value in [*node.args[3:4], *(word.value for word in node.keywords if word.arg == "split")]:
                 if isinstance(value, ast.Constant) and value.value != "train":
                     yield node.lineno, 'the split of make_dataloader() is not "train"', ast.unparse(node)
-        elif called.endswith("manual_seed") and node.args and isinstance(node.args[0], ast.Constant):
+        elif called.endswith("manual_seed") and node.args and is_written_in(node.args[0], assigned):
             yield node.lineno, "a seed that is written in makes all runs one; derive it from SEED", ast.unparse(node)
+
+
+def assigned_values(tree: ast.Module) -> dict[str, list[ast.expr]]:
+    """All that the names of a source are given by plain assignments."""
+    values: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                values.setdefault(ast.unparse(target), []).append(node.value)
+    return values
+
+
+def is_written_in(value: ast.expr, assigned: dict[str, list[ast.expr]], depth: int = 5) -> bool:
+    """Return whether a value is the same for every seed: of constants and the environment alone, also by names."""
+    names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} - {"int", "hash", "abs", "len", "str"}
+    if "environ" in ast.unparse(value) or "getenv" in ast.unparse(value):
+        names -= {"os"}
+    return depth > 0 and all(
+        name in assigned and all(is_written_in(each, assigned, depth - 1) for each in assigned[name]) for name in names
+    )
 
 
 CHECKS = (find_contract, find_calls, find_imports, find_names, find_texts)

@@ -29,7 +29,7 @@ from autoresearch.files import (
     stamp,
 )
 from autoresearch.judge.noise import plausible
-from autoresearch.nouns import RunResult, Runs
+from autoresearch.nouns import Run, RunResult, Runs
 from autoresearch.text import fail
 
 if TYPE_CHECKING:  # imported where they are used: prepare_data reads the environment then
@@ -114,6 +114,12 @@ def start_limit(measure: Measure) -> float:
     return longest_start(measure.expected, LIMITS[measure.scale])
 
 
+def longest_scoring(measure: Measure) -> float:
+    """Seconds that the scorer may take for one model: ten times what it took for the baseline, and a minute."""
+    usual = measure.expected.get("scoring")
+    return 600.0 if usual is None else 60 + 10 * usual
+
+
 def believe(measure: Measure, result: RunResult, folder: Path, budget: int | None = None) -> RunResult:
     """A good result as it is, or with the reason why it is not believed: as invalid, or as busy if its clocks
     contradict each other, which may be the machine's fault. `budget`: of a run that is not of the search's length."""
@@ -134,10 +140,21 @@ def learn(measure: Measure, start: float, result: RunResult, budget: int) -> Non
     known = measure.expected
     if known["before_clock"] is None:
         known["before_clock"] = start
+        known["scoring"] = result.measured.get("scoring_seconds")
     new = cost(result, known | {"time_budget": budget}) if budget else math.nan
     if known["clock"] == "paced" and math.isfinite(new):
         known["costs"] = [*known.get("costs", []), round(new, 3)]
     save_measure(measure)
+
+
+def same_training(result: RunResult, seed: int, before: list[Run]) -> RunResult:
+    """A good result as it is; as invalid where another seed gave the same losses, and so nothing is known of noise."""
+    first = result.first_losses
+    same = [run.seed for run in before if run.seed != seed and run.result.first_losses == first]
+    if result.status != "ok" or len(first) < ENOUGH_LOSSES or not same:
+        return result
+    error = f"seeds {same[0]} and {seed} give the same losses from the first step on: draw what is random by SEED"
+    return replace(result, status="invalid", error=error)
 
 
 def reason_to_repeat(result: RunResult) -> str:
@@ -172,6 +189,7 @@ LIMITS = {
 }
 MORE_WORK = 1.4  # times the usual cost of a run: a clock that was slowed down makes more of it
 FAR = 5.0  # median deviations from the usual cost, where honest runs differ by so much that this is more
+ENOUGH_LOSSES = 10  # of two seeds: the first ones may be those of guessing, whatever the seed
 SQUEEZE = 0.25  # a model may be so much better than lzma, and no more: the best public one is at 0.4
 
 

@@ -26,7 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from autoresearch.judge.trust import believe, changed_measure, reason_to_repeat, start_limit
+from autoresearch.judge.trust import (
+    believe,
+    changed_measure,
+    longest_scoring,
+    reason_to_repeat,
+    same_training,
+    start_limit,
+)
 from autoresearch.loop.disk import cannot_write, wait_for_room, was_lost
 from autoresearch.loop.session import Session, note_fault, run_options
 from autoresearch.machine import cores
@@ -171,6 +178,7 @@ def options_of(bench: Bench, slot: Slot, task: Task) -> RunOptions:
         environment=slot.environment,
         test=task.tested or task.purpose in FRESH,
         start_limit=start_limit(session.measure) if session.measure else 0.0,
+        score_seconds=longest_scoring(session.measure) if session.measure else 600.0,
     )
 
 
@@ -233,6 +241,7 @@ def take(bench: Bench, task: Task, run: Future[RunResult]) -> RunResult | None:
     result = believed(session, task, run.result(), folder)
     wait_for_room(session, folder)
     before = bench.before(task)
+    result = same_training(result, task.seed, before)
     why = slower_than_before(session.options.scale, before, result) or reason_to_repeat(result)
     if why and not any((each.purpose, each.seed) == ("slow", task.seed) for each in before):
         bench.note(task, dataclasses.replace(run_of(task, result), purpose="slow"))  # kept for the record

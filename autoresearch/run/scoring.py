@@ -24,7 +24,6 @@ from autoresearch.nouns import RunResult
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions, run_training, safe_environment
 
-SCORE_SECONDS = 600  # for one model at most
 MODULE = "autoresearch.judge.scorer"
 
 
@@ -75,11 +74,12 @@ class Scorer:
             for file in files:
                 stack.callback(os.close, file)
             socket.send_fds(self.socket, [b"score test\n" if options.test else b"score\n"], files)
-        said, deadline = b"", time.monotonic() + SCORE_SECONDS
+        said, deadline = b"", time.monotonic() + options.score_seconds
         while not said.endswith(b"\n"):
             if should_stop() or time.monotonic() > deadline:
                 self.close()
-                return {} if time.monotonic() < deadline else {"refused": f"not scored within {SCORE_SECONDS} s"}
+                late = f"not scored within {options.score_seconds:.0f} s"
+                return {} if time.monotonic() < deadline else {"refused": late}
             if select.select([self.socket], [], [], 0.2)[0]:
                 chunk = b""
                 with contextlib.suppress(ConnectionError):
@@ -147,6 +147,7 @@ def scored(
     if "refused" in said:
         return replace(result, status="invalid", error=said["refused"])
     numbers = {name: said[name] for name in ("val_bpb", "test_bpb", "pace_seconds") if name in said}
+    numbers |= {"scoring_seconds": said["seconds"]} if "seconds" in said else {}
     return replace(result, val_bpb=said["val_bpb"], measured=result.measured | numbers)
 
 

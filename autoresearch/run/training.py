@@ -23,6 +23,7 @@ from autoresearch.text import last_lines
 
 TRACEBACK = 6000  # characters of a traceback that its author is shown
 AGAIN = 75  # the exit code by which training_clock() asks for another start: prepare_data.py
+FIRST_LOSSES = 10  # that two seeds can't have in common
 LEFT_OUT = "  [... frames of libraries are left out ...]\n"
 CHAINED = re.compile(
     r"^(During handling of the above exception|The above exception was the direct cause)", re.MULTILINE
@@ -47,6 +48,7 @@ class RunOptions:
     runs_at_once: int = 1  # that share the machine
     environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
     start_limit: float = 0.0  # seconds before the clock starts, after which the run begins again; 0: none
+    score_seconds: float = 600.0  # that the scorer may take
     test: bool = False  # score the test rows too: of a run that no search decides by
     limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
 
@@ -194,7 +196,8 @@ def run_training(
 def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
     """What a training's end and log say."""
     printed, tail = parse_summary(ended.tail), last_lines(ended.tail)
-    result = RunResult("ok", ended.seconds, printed=printed, tail=tail, losses=parse_losses(log))
+    first = [float(loss) for loss in re.findall(r"\| loss (\d+\.\d+)", log[:20_000])[:FIRST_LOSSES]]
+    result = RunResult("ok", ended.seconds, printed=printed, tail=tail, losses=parse_losses(log), first_losses=first)
     if ended.how == "timeout":
         return replace(result, status="timeout", error=f"killed after {kill_after:.0f} s")
     if ended.how == "stopped":

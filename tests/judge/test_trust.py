@@ -10,7 +10,7 @@ import pytest
 from autoresearch.files import RECORD
 from autoresearch.judge import trust
 from autoresearch.judge.trust import Measure, believe, check_integrity, check_result
-from autoresearch.nouns import RunResult
+from autoresearch.nouns import Run, RunResult
 
 # -----------------------------------------------------------------------------
 # After a run, from numbers alone
@@ -113,6 +113,25 @@ def test_a_run_whose_clocks_contradict_each_other_runs_again_once(honest):
     assert trust.reason_to_repeat(busy) and not trust.reason_to_repeat(honest[0])
     assert trust.busy_text("why", {}) == "the machine was busy: nothing is known of this edit (why)"
     assert trust.busy_text("why", {42: 1.8}) == "the machine was busy: seed 42 gave 1.800000 (why)"
+
+
+def test_two_seeds_that_give_the_same_first_losses_are_refused(honest):
+    losses = [6.93, 6.81, 6.5, 6.4, 6.3, 6.2, 6.1, 6.0, 5.9, 5.8]
+    result = replace(honest[0], first_losses=losses)
+    run = Run(1, 42, result)
+    assert trust.same_training(result, 43, [run]).status == "invalid"
+    assert "seeds 42 and 43 give the same losses" in trust.same_training(result, 43, [run]).error
+    assert trust.same_training(result, 42, [run]) is result, "the same seed, made again"
+    other = replace(result, first_losses=[*losses[:9], 5.7])
+    assert trust.same_training(other, 43, [run]) is other
+    short = replace(result, first_losses=[6.93])
+    assert trust.same_training(short, 43, [Run(1, 42, short)]) is short, "guessing is the same for every seed"
+
+
+def test_the_scorer_has_as_long_as_the_baseline_needed_ten_times(measure, honest, tmp_path):
+    assert trust.longest_scoring(measure) == 600
+    result = replace(honest[0], measured=honest[0].measured | {"scoring_seconds": 2.0})
+    assert believe(measure, result, tmp_path).status == "ok" and trust.longest_scoring(measure) == 80
 
 
 def test_tokens_are_those_of_the_batches_since_the_clock_started(honest):
