@@ -30,7 +30,7 @@ def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
         return []
     best, baseline, done = ledger.best, ledger.kept[0], ledger.confirming
     fresh = fresh_seeds(runs_of(best) | runs_of(baseline) | done, max(0, settings.keep.confirm_runs - len(done)))
-    there = ledger.later[baseline.number]
+    there = {run.seed for run in ledger.fresh_runs(baseline.number)}
     beside = [seed for seed in (*done, *fresh) if best is not baseline and seed not in there]
     return [(best.number, seed) for seed in fresh] + [(baseline.number, seed) for seed in beside]
 

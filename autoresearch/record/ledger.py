@@ -209,9 +209,13 @@ class Ledger:
 
     @property
     def later(self) -> dict[int, Runs]:
-        """The runs on fresh seeds of whatever was kept, by its number: as the best that it was, or next to a best."""
-        runs = {row.number: self.fresh_runs(row.number) for row in self.kept}
-        return {number: {run.seed: run.result.val_bpb for run in each} for number, each in runs.items()}
+        """The runs on fresh seeds of whatever was kept, by its number; the baseline's next to a best, once that is."""
+        runs = {row.number: self.good_runs(row.number, "confirm") for row in self.kept}
+        if runs:
+            first, seeds = self.kept[0].number, set().union(*runs.values())
+            beside = self.good_runs(first, "beside").items()
+            runs[first] |= {seed: val_bpb for seed, val_bpb in beside if seed in seeds}
+        return runs
 
 
 @functools.lru_cache(2)  # the loop's ledger, and the one that the page is drawn from
