@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from autoresearch.judge.static_check import audit_source
@@ -16,13 +17,14 @@ from autoresearch.prove.design import half_design, ordered_rows, seeds_per_row
 from autoresearch.prove.effects import Effects, Pair, analyse
 from autoresearch.prove.factors import Factor, Factors, Keep, Problem, find_factors, join_for
 from autoresearch.prove.pruning import FRESH_SEEDS, Pruning
-from autoresearch.prove.trials import Trials, key_of, note_plan, time_text
+from autoresearch.prove.trials import Stopped, Trials, key_of, note_plan, say_if_too_long, time_text
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.proof import factor_lines
+from autoresearch.record.proof import ablation_text, factor_lines
 from autoresearch.source import syntax_problem
 from autoresearch.text import fail, lines_of, plural
 
 SHORT = 3  # steps of a run that only shows whether a train.py runs
+Rows = Callable[[Factors], list[tuple[int, ...]]]  # the combinations that will be run
 
 # -----------------------------------------------------------------------------
 # Factors
@@ -64,14 +66,14 @@ def without(factors: Factors, out: Factor) -> str:
     return factors.source([-1 if factor == out else 1 for factor in factors.removable])
 
 
-def settled_factors(trials: Trials, problem: Problem, marked: set[int]) -> Factors:
-    """The factors, each taken out for a short run; every combination of the design is a train.py that may run."""
+def settled_factors(trials: Trials, problem: Problem, marked: set[int], rows: Rows) -> Factors:
+    """The factors, each taken out for a short run; every one of their rows is a train.py that may run."""
     keeps = kept_changes(trials.ledger)
     if unknown := marked - {keep.number for keep in keeps}:
         fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: not a kept change; kept: {numbers_of(keeps)}")
     while True:
         factors = find_factors(keeps, problem, marked)
-        while joined := join_for(factors, problem, all_rows(factors)):
+        while joined := join_for(factors, problem, rows(factors)):
             factors = joined
         tasks = [
             short_task(trials, f"without {factor.name}, {SHORT} steps", without(factors, factor))
@@ -79,9 +81,14 @@ def settled_factors(trials: Trials, problem: Problem, marked: set[int]) -> Facto
         ]
         missing = [task for task in tasks if key_of(task) not in trials.done]
         if not missing:
-            return factors
+            break
         trials.log.say(f"can each change be removed alone? short runs: {time_text(trials, missing)}")
         trials.make(tasks)
+    for line in factor_lines(factors.removable, factors.fixed):
+        trials.log.say(line)
+    if not factors.removable:
+        fail("none of the kept changes can be taken out")
+    return factors
 
 
 def numbers_of(keeps: list[Keep]) -> str:
@@ -151,6 +158,19 @@ def report_of(trials: Trials, factors: Factors, effects: Effects, crashed: list[
     }
 
 
+def so_far(trials: Trials, factors: Factors, rows: list[tuple[int, tuple[int, ...], Task]]) -> str:
+    """The effects by the runs that there are, with their present intervals."""
+    done = sum(key_of(task) in trials.done for *_, task in rows)
+    head = f"so far, by {done} of {len(rows)} runs"
+    try:
+        effects = analyse(mirrored_pairs(trials, rows), trials.ledger.known.paired_noise)
+    except ValueError as error:
+        return f"{head}: {error}"
+    report = report_of(trials, factors, effects, [], done) | {"test": dict.fromkeys(("baseline", "best"))}
+    report = json.loads(json.dumps(report | {"pruned": None}), parse_constant=lambda _: None)
+    return f"{head}:\n{ablation_text(report)}\n"
+
+
 def diff_text(before: str, after: str, old_name: str, new_name: str) -> str:
     """What taking a factor out changes, to be looked at: what applies and runs can still not undo what it should."""
     old, new = (lines_of(text) for text in (before, after))
@@ -165,18 +185,20 @@ def measure_factors(trials: Trials, marked: set[int]) -> tuple[dict[str, Any], P
     """(ablation.json but for the pruned train.py, what it takes to make that). `marked`: changes that stay in."""
     log, ledger = trials.log, trials.ledger
     problem = problems(trials)
-    factors = settled_factors(trials, problem, marked)
-    for line in factor_lines(factors.removable, factors.fixed):
-        log.say(line)
-    if not factors.removable:
-        fail("none of the kept changes can be taken out")
+    factors = settled_factors(trials, problem, marked, all_rows)
     plan = note_plan(trials, {"for": ledger.best.commit, "seed": trials.first_seed})
     rows = design_runs(trials, factors, plan["seed"])
     tasks = [task for *_, task in rows]
     count, pairs = plural(len(factors.removable), "factor"), plural(len(rows) // 2, "mirrored pair")
     log.say(f"{count} in {pairs}, {time_text(trials, tasks)}")
     log.say(f"then, if some seem to do nothing: the best without them next to the best, {2 * FRESH_SEEDS} runs or more")
-    trials.make(tasks)
+    shorter = f", and --quick asks only whether one is harmful, in {2 * len(factors.removable) + 2} runs"
+    say_if_too_long(trials, tasks, shorter)
+    try:
+        trials.make(tasks)
+    except Stopped:
+        log.say(so_far(trials, factors, rows))
+        raise
     crashed = [task.title for task in tasks if math.isnan(trials.value(task))]
     try:
         effects = analyse(mirrored_pairs(trials, rows), trials.ledger.known.paired_noise)

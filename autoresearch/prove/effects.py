@@ -59,6 +59,8 @@ class Effects:
 
 def analyse(pairs: list[Pair], noise: Noise) -> Effects:
     """Effects and verdicts. `noise`: of a run, its seed taken off, as the search knows it. ValueError if too few."""
+    if not pairs:
+        raise ValueError("no pair of runs ended well")
     levels = numpy.array([pair.levels for pair in pairs], float)
     differences = numpy.array([pair.mirror - pair.row for pair in pairs])
     factors = levels.shape[1]

@@ -94,13 +94,12 @@ def prune(pruning: Pruning, factors: list[dict[str, Any]]) -> dict[str, Any] | N
             note_alone(pruning, factor, next(each for each in factors if each["name"] == factor.name))
         out = [factor for factor in out if not pruning.stays([factor], round_)]
         if out:
-            out, round_ = largest_removal(pruning, out)
+            out, round_ = largest_removal(pruning, sorted(out, key=lambda factor: worth(pruning, factor)))
     return report_of(pruning, out, round_) if out else None
 
 
 def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], int]:
-    """(what can be taken out together, the round that says so): all, or the half of it that is worth least, ..."""
-    out = sorted(out, key=lambda factor: worth(pruning, factor))
+    """(what can be taken out together, the round that says so): all, or its first half, worth least, ..."""
     for round_ in itertools.count(1):
         refused = pruning.refused(out)
         if not refused:

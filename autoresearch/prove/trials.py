@@ -46,6 +46,8 @@ class Trials:
     budget: int  # seconds of training in the search
     overhead: float  # seconds that a run takes besides
     slots: int = 1
+    short: float = 10.0  # seconds of a run of a few steps: its start and its scoring
+    deadline: float = math.inf  # time.monotonic(), by --hours
     run: Callable[[Sequence[Task]], None] = lambda tasks: None  # on the bench; raises Stopped
     done: dict[str, RunResult] = field(default_factory=dict)  # by key
     slow: dict[str, RunResult] = field(default_factory=dict)  # made again, likewise
@@ -63,9 +65,9 @@ class Trials:
         self.run(list({key_of(task): task for task in tasks if key_of(task) not in self.done}.values()))
 
     def value(self, task: Task) -> float:
-        """The val_bpb of a run that ended; nan if it has none."""
-        result = self.done[key_of(task)]
-        return result.val_bpb if result.status == "ok" else math.nan
+        """The val_bpb of a run; nan if it has none, or none yet."""
+        result = self.done.get(key_of(task))
+        return result.val_bpb if result and result.status == "ok" else math.nan
 
     def tested_mean(self, tasks: Sequence[Task]) -> float:
         """The mean over runs of what the test rows gave; nan where some were not scored on them."""
@@ -140,15 +142,33 @@ def seconds_of(trials: Trials, task: Task) -> float:
     alike = [each for key, each in trials.done.items() if key.endswith(f"-{length}") and each.status == "ok"]
     if alike:
         return 1.05 * max(each.seconds_if_tested for each in alike[-5:])
-    return trials.overhead + (0 if task.steps else task.budget or trials.budget)
+    return trials.short if task.steps else trials.overhead + (task.budget or trials.budget)
 
 
 def time_text(trials: Trials, tasks: Sequence[Task]) -> str:
     """How long runs take on all slots, those that are done left out."""
-    keys = {key_of(task): task for task in tasks}
-    missing = [seconds_of(trials, task) for key, task in keys.items() if key not in trials.done]
-    there = f", {len(keys) - len(missing)} of them done" if len(missing) < len(keys) else ""
-    return f"{plural(len(tasks), 'run')}{there}: about {duration(sum(missing) / trials.slots)}"
+    keys = {key_of(task) for task in tasks}
+    done = len(keys & trials.done.keys())
+    there = f", {done} of them done" if done else ""
+    return f"{plural(len(tasks), 'run')}{there}: about {duration(seconds_to_go(trials, tasks))}"
+
+
+def seconds_to_go(trials: Trials, tasks: Sequence[Task]) -> float:
+    """How long the runs take on all slots that are not done yet."""
+    missing = {key_of(task): task for task in tasks if key_of(task) not in trials.done}
+    return sum(seconds_of(trials, task) for task in missing.values()) / trials.slots
+
+
+def say_if_too_long(trials: Trials, tasks: Sequence[Task], instead: str = "") -> None:
+    """Say at the start that --hours cannot suffice, and what would. `instead`: something shorter."""
+    needed, left = seconds_to_go(trials, tasks), trials.deadline - time.monotonic()
+    if needed > left:
+        hours = math.ceil(11 * needed / 3600) / 10  # a tenth more
+        told = (
+            f"--hours cannot suffice for these runs: {duration(max(left, 0))} are left, {duration(needed)} are needed"
+        )
+        then = "When the time ends, what is known is shown, and the same command goes on"
+        trials.log.say(f"{told}; --hours {hours:.1f} would do{instead}. {then}")
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ Which of the kept changes still help? Every one is taken out and put in again, i
     python agent_loop.py ablate --tag nov22
     python agent_loop.py ablate --tag nov22 --hours 4 --gpus all
     python agent_loop.py ablate --tag nov22 --fixed 4,9        # these stay in
+    python agent_loop.py ablate --tag nov22 --quick            # only: is any of them harmful in the best?
 
 It writes runs/<tag>/ablation.json and ablation.png. The train.py without useless changes is measured next to the best
 and, if it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothing else is touched. The same command
@@ -15,6 +16,7 @@ import argparse
 from autoresearch.loop.start import add_slots
 from autoresearch.prove.ablate import measure_factors
 from autoresearch.prove.pruning import prune
+from autoresearch.prove.quick import measure_each
 from autoresearch.record.proof import ablation_text
 from autoresearch.record.proof_pictures import draw_ablation
 from autoresearch.text import fail
@@ -35,10 +37,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
     parser.add_argument("--hours", type=float, help="stop in time; the same command goes on later")
     parser.add_argument("--fixed", default="", metavar="N,N", help="kept changes that are not to be taken out")
+    parser.add_argument(
+        "--quick", action="store_true", help="the best without each change, on two seeds: is any of them harmful?"
+    )
     add_slots(parser)
     args = parser.parse_args(arguments)
     marked = numbers(args.fixed)
     with open_trials(args, "ablation") as (trials, _):
+        if args.quick:
+            measure_each(trials, marked)
+            return
         report, pruning = measure_factors(trials, marked)
         try:
             report["pruned"] = prune(pruning, report["factors"])

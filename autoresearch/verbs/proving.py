@@ -80,6 +80,9 @@ def make_trials(session: Session, ledger: Ledger, folder: Path) -> Trials:
     options, budget = session.options, session.options.time_budget
     overhead = max(limits.run_seconds(ledger, budget) - budget, 0.2 * budget, 5.0)
     trials = Trials(ledger, session.log, folder, options.scale, options.seed, budget, overhead)
+    trials.deadline, start = options.deadline, session.measure and session.measure.expected["before_clock"]
+    scored = [run.result.extra_seconds for run in ledger.runs if run.result.status == "ok"][-5:]
+    trials.short = (start or 5.0) + max(scored, default=5.0)
     folder.mkdir(parents=True, exist_ok=True)
     read_journal(trials)
     return trials

@@ -1,11 +1,12 @@
 """`agent_loop.py ablate` on searches whose changes are worth what was written into their train.py."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-from loop_helpers import git, make_repository, wait_for
+from loop_helpers import git, make_repository, press_ctrl_c, wait_for
 from prove_helpers import make_search, make_stub, report_in, run_verb, runs_in, start_verb, switched, write_kept
 
 FORMULA = "2 - 0.2*A - 0.1*B + 0.04*C + 0.0*D - 0.05*E"
@@ -121,3 +122,48 @@ def test_no_run_starts_that_cannot_end_in_time(tmp_path, prepared):
     code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "0.001", timeout=300)
     assert (code, err) == (0, "") and "no time is left for another run; the same command goes on" in out
     assert len(runs_in(tmp_path / "repo", "ablation")) < 4
+
+
+@pytest.mark.slow
+def test_quick_finds_what_is_harmful_in_the_best_and_offers_the_best_without_it(tmp_path, prepared):
+    folder = tmp_path / "repo"
+    make_search(folder, "ABCDE", FORMULA, list("ABCDE"))
+    code, out, err = run_verb(folder, "ablate", "--quick")
+    assert code == 0, err
+    assert "the best, and the best without each: 12 runs" in out
+    verdicts = re.findall(r"^ *(\d) +[-+][\d.]+ +[\d.]+ +[\d.]+  (real|not clear|harmful) ", out, re.MULTILINE)
+    assert verdicts == [("3", "harmful"), ("4", "not clear"), ("5", "real"), ("2", "real"), ("1", "real")]
+    assert "offered as autoresearch/t-pruned" in out
+    pruned = git(folder, "show", "autoresearch/t-pruned:train.py")
+    assert "C = 0" in pruned and all(f"{letter} = 1" in pruned for letter in "ABDE")
+    assert len(runs_in(folder, "ablation")) == 5 + 12 + 6, (
+        "five short ones; the best with and without it on three seeds"
+    )
+    code, out, _ = run_verb(folder, "ablate", "--quick")
+    assert code == 0 and "harmful beyond chance: 3" in out and len(runs_in(folder, "ablation")) == 23
+
+
+@pytest.mark.slow
+def test_what_is_known_is_shown_when_it_is_stopped(tmp_path, prepared):
+    folder = tmp_path / "repo"
+    make_search(folder, "ABC", "2 - 0.2*A - 0.1*B + 0.04*C", list("ABC"))
+    process = start_verb(folder, "ablate", "--hours", "0.05")
+    wait_for(lambda: len(runs_in(folder, "ablation")) >= 3 + 14)
+    press_ctrl_c(process)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "--hours cannot suffice for these runs" in out and "would do, and --quick asks" in out
+    assert re.search(r"so far, by \d+ of 24 runs", out) and "harmful" in out and "the same command goes on" in out
+    assert not (folder / "runs/t/ablation.json").exists()
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+def test_nothing_is_known_before_the_first_run(quick, tmp_path, prepared):
+    make_search(tmp_path / "repo", "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])
+    source = (tmp_path / "repo/runs/t/journal.jsonl").read_text()
+    slow = source.replace('"seconds": 21.0', '"seconds": 9000.0')  # a short run is not expected to take as long
+    (tmp_path / "repo/runs/t/journal.jsonl").write_text(slow)
+    code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "1", *quick)
+    assert (code, err) == (0, "") and "--hours cannot suffice" in out and "the same command goes on" in out
+    assert re.search(r"2 runs: about \d+ s\n", out), "the short ones"
+    assert ("no pair of runs ended well" if not quick else "no number") in out
