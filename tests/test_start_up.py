@@ -22,7 +22,7 @@ def imported(folder, *words) -> set[str]:
 def test_help_imports_nothing_heavy(verb):
     modules = imported(ROOT, *verb.split(), "--help")
     assert not modules & HEAVY
-    assert ("autoresearch.loop.inflight" in modules) == (verb not in ("status", "report")), "the loop's own parts"
+    assert ("autoresearch.loop.session" in modules) == (verb not in ("status", "report")), "the loop's own parts"
 
 
 def test_a_demo_imports_nothing_heavy_before_it_has_looked_at_the_folder(tmp_path):
