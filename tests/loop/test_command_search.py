@@ -22,8 +22,9 @@ if crash.exists():
     seen.write_text(crash.read_text())
     lines = [int(number) for number in re.findall(r'train\.py", line (\d+)', crash.read_text())]
     source = text.splitlines(keepends=True)
-    assert bad in source[lines[-1] - 1] and "mat1 and mat2 shapes" in crash.read_text()
-    source[lines[-1] - 1] = source[lines[-1] - 1].replace(bad, good)
+    (at,) = {number - 1 for number in lines if bad in source[number - 1]}
+    assert "mat1 and mat2 shapes" in crash.read_text()
+    source[at] = source[at].replace(bad, good)
     train.write_text("".join(source))
 else:
     assert good in text
@@ -56,7 +57,7 @@ def test_a_shape_error_in_a_nested_module_is_mended_by_its_agent(tmp_path, prepa
     assert (row.description, row.hypothesis, row.expected) == ("a narrower gate", "less is more", 0.01)
     assert row.steps == 4 and row.best == 0 and row.category == "optimizer"
     traceback = seen.read_text()
-    assert "in attention" in traceback and "in mean_loss" in traceback  # from its top on
+    assert "in attention" in traceback and "in <module>" in traceback  # from its top on
     diff = git(repo, "show", "refs/autoresearch/t/0001", "--", "train.py")
     assert "+GATE_RANGE = 2.5" in diff and "self.gate" not in diff
     assert (repo / "runs/t/notebook.md").read_text() == "gates look at 12 channels"
