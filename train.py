@@ -292,8 +292,7 @@ loss_and_gradients = torch.func.grad_and_value(summed_loss, argnums=(0, 1))
 class ChunkedLoss(torch.autograd.Function):
     """The mean of summed_loss() per token, a chunk of the tokens at a time: the float32 logits never exist whole.
 
-    The forward pass computes the gradients too, as all that can still change them is a factor: so no logits are kept
-    for the backward pass, and none are computed twice. Whatever summed_loss() becomes, this needs no change.
+    The forward pass computes the gradients too, up to a factor, so no logits are kept or computed twice.
     """
 
     @staticmethod
@@ -464,7 +463,8 @@ tokens_per_step = rows_per_step * MAX_SEQ_LEN
 model = GPT(config).to(device)
 model.init_weights()
 optimizers = build_optimizers(model)
-num_params, flops_per_token = sum(p.numel() for p in model.parameters()), model.flops_per_token()
+num_params = sum(p.numel() for p in model.parameters())
+flops_per_token = model.flops_per_token()
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989.5, "H200": 989.5, "H20": 148, "B200": 2250, "A100": 312}
 PEAKS |= {"A10G": 70, "A10": 125, "A30": 165, "A40": 149.7, "A6000": 154.8, "6000 Ada": 364.2, "L40S": 362, "L40": 181}
 PEAKS |= {"L4": 121, "Laptop": math.inf, "5090": 209.5, "4090": 165.2, "3090": 71}  # TFLOP/s, dense bf16
@@ -477,8 +477,7 @@ print(f"| {tokens_per_step} tokens per step, {passes} passes | windows {config.w
 # Training
 
 if device == "cuda":
-    # Small graphs rather than one: they serve every chunk, and none has in it what keeps torch
-    # from loading it whole from the compile cache (autograd functions, context managers).
+    # Small graphs rather than one: they serve every chunk, and torch's compile cache keeps each of them whole.
     compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
     model.features = compiled(model.features)
     loss_and_gradients, capped_logits = compiled(loss_and_gradients), compiled(capped_logits)
@@ -592,13 +591,13 @@ with autocast:
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 while True:
     batches = make_dataloader(tokenizer, rows_per_pass, MAX_SEQ_LEN, "train")
-    fits = fits_in_memory(next(batches))
+    first_batch = next(batches)
+    fits = fits_in_memory(first_batch)
     undo_steps(weights)
     if fits:
         break
     if rows_per_pass == 1:
         sys.exit("out of memory with one row per pass: the model is too large for this GPU")
-    # Half the rows or fewer per pass, and as many more passes: the step stays what it was.
     passes = next(n for n in range(2 * passes, rows_per_step + 1) if rows_per_step % n == 0)
     rows_per_pass = rows_per_step // passes
     print(f"out of memory: now {passes} passes of {rows_per_pass} rows per step")
@@ -615,7 +614,8 @@ while progress < 1:
     # The loss of the step before: the GPU goes on with this step while the host waits for that number.
     value = (read_previous or read_loss)()
     stop_if_diverged(value, step)
-    step, read_previous = step + 1, read_loss
+    read_previous = read_loss
+    step += 1
     training_seconds = training_clock() - clock_start
     progress = min(1.0, step / STEPS if STEPS else training_seconds / TIME_BUDGET)
     smooth_loss = 0.9 * smooth_loss + 0.1 * value
