@@ -11,6 +11,7 @@ from autoresearch.judge.noise import mean
 from autoresearch.nouns import Noise, RunResult, Runs, Task
 from autoresearch.prove import target
 from autoresearch.prove.depth import bound_constants, depth_of, with_depth
+from autoresearch.prove.shapes import moved, not_comparable, shapes_of, shapes_text
 from autoresearch.prove.target import Points, fit_line, next_budget, paired_sigma
 from autoresearch.prove.trials import Trials, key_of, note_plan, time_text
 from autoresearch.text import fail
@@ -33,7 +34,7 @@ class Arms:
 
 
 def make_arms(trials: Trials, depth: int | None, times: int | None) -> Arms:
-    """Both train.py texts with another DEPTH; by default twice the best's."""
+    """Both train.py texts with another DEPTH; by default both with twice the best's."""
     ledger, scale = trials.ledger, trials.scale
     texts = {"baseline": ledger.source_of(ledger.kept[0].number), "best": ledger.source_of(ledger.best.number)}
     try:
@@ -54,8 +55,7 @@ def announce(trials: Trials, arms: Arms, bound: list[str]) -> None:
     for before, row in zip(ledger.kept, ledger.kept[1:], strict=False):
         old, new = (depth_of(ledger.source_of(each.number), scale) for each in (before, row))
         if old != new:
-            about = f"kept change {row.number} changed DEPTH itself, {old} -> {new}"
-            log.say(f"{about}; --depth D sets it for both, --times N for each")
+            log.say(f"kept change {row.number} changed DEPTH itself, {old} -> {new}")
     if bound:
         log.say(f"the best's train.py does not adjust these to its depth: {', '.join(bound)}")
 
@@ -232,9 +232,26 @@ def curves_of(promotion: Promotion, points: Points, found: target.TimeToTarget |
 # All of it
 
 
-def promote(trials: Trials, depth: int | None, times: int | None, budget: int | None, seeds: int) -> dict[str, Any]:
-    """promotion.json, once all its runs are made."""
+def compared_arms(trials: Trials, depth: int | None, times: int | None, budget: int | None, force: bool) -> Arms:
+    """What is compared, once both models were shown. Where a kept change moved depth or width: twice each one's own."""
+    seed, own = trials.first_seed, make_arms(trials, None, 1)
+    searched = shapes_of(trials, own.sources, own.depths, seed)
+    if not depth and not times and moved(searched):
+        trials.log.say("a kept change moved depth or width: each at twice its own depth (--times 2); --depth D for one")
+        times = 2
     arms = make_arms(trials, depth, times)
+    here = shapes_of(trials, arms.sources, arms.depths, seed)
+    trials.log.say(shapes_text(searched, here, trials, budget))
+    if depth and not force and (problem := not_comparable(here, depth)):
+        fail(problem)
+    return arms
+
+
+def promote(
+    trials: Trials, depth: int | None, times: int | None, budget: int | None, seeds: int, force: bool = False
+) -> dict[str, Any]:
+    """promotion.json, once all its runs are made."""
+    arms = compared_arms(trials, depth, times, budget, force)
     bound = bound_constants(arms.sources["best"], trials.scale)
     announce(trials, arms, bound)
     wanted = [trials.ledger.best.commit, arms.depths, budget]

@@ -1,13 +1,14 @@
 """
 Does it hold at twice the depth, and how much sooner is the baseline's val_bpb reached there?
 
-    python agent_loop.py promote --tag nov22                       # twice the best's depth
+    python agent_loop.py promote --tag nov22                       # twice the depth
     python agent_loop.py promote --tag nov22 --depth 24 --budget 7200 --hours 40
     python agent_loop.py promote --tag nov22 --times 2             # each at twice its own depth
 
-Baseline and best are trained at the larger depth, nothing else of them changed. Whole shorter runs of the best find the
-time at which it reaches what the baseline reaches in --budget seconds. It writes runs/<tag>/promotion.json and
-promotion.png and touches nothing else. The same command again goes on where it stopped. docs/prove.md says how.
+Both models are shown first. Baseline and best are trained at the larger depth, nothing else of them changed. Whole
+shorter runs of the best find the time at which it reaches what the baseline reaches in --budget seconds. It writes
+runs/<tag>/promotion.json and promotion.png and touches nothing else. The same command again goes on where it stopped.
+docs/prove.md says how.
 """
 
 import argparse
@@ -34,8 +35,13 @@ def main(arguments: list[str]) -> None:
         prog="agent_loop.py promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
-    parser.add_argument("--depth", type=int, help="of both (default: twice the best's)")
-    parser.add_argument("--times", type=int, help="in place of --depth: so many times each one's own depth")
+    parser.add_argument("--depth", type=int, help="of both (default: twice the best's, or --times 2)")
+    parser.add_argument(
+        "--times",
+        type=int,
+        help="instead of --depth: this many times each one's own (default where a kept change moved depth or width: 2)",
+    )
+    parser.add_argument("--force", action="store_true", help="--depth also where the models differ much in size")
     parser.add_argument(
         "--budget", type=int, help="seconds of a run (default: as many tokens per parameter as searched)"
     )
@@ -52,5 +58,5 @@ def main(arguments: list[str]) -> None:
     with open_trials(args, "promotion") as (trials, session):
         assert session.measure
         session.measure = promotion_measure(session.measure, trials.folder)
-        report = promote(trials, args.depth, args.times, args.budget, args.seeds)
+        report = promote(trials, args.depth, args.times, args.budget, args.seeds, args.force)
         publish(trials, "promotion", report, draw_promotion, promotion_text)

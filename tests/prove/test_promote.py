@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from loop_helpers import git, make_repository, wait_for
 from prove_helpers import make_stub, report_in, run_verb, runs_in, start_verb, switched, write_kept
+from shipped import TRAIN
+
+from autoresearch.prove.shapes import Shape, moved, not_comparable
 
 # 0.06 at depth 2, 0.04 at depth 4; a second is worth 0.1 / t
 FORMULA = "2 - 0.1*math.log(BUDGET/20) - 0.2*math.log(DEPTH) - (0.08 - 0.01*DEPTH)*A"
@@ -87,3 +90,33 @@ def test_the_horizon_is_as_many_tokens_per_parameter_as_in_the_search(tmp_path, 
     report = report_in(folder, "promotion.json")
     assert report["horizon"] == 120 and "horizon 120 s" in out
     assert report["split"] == {"tokens": pytest.approx(0.67, abs=0.03), "cost_per_token": pytest.approx(1.0)}
+
+
+@pytest.mark.slow
+def test_models_of_two_sizes_are_shown_and_not_compared(tmp_path, prepared):
+    """A search kept one layer of width 96. At depth 4 that is width 384, the baseline's is 128."""
+    folder = make_repository(tmp_path / "repo", train=TRAIN)
+    best = TRAIN
+    for name, old, new in (("DEPTH", 2, 1), ("ASPECT_RATIO", 32, 96)):
+        best, count = re.subn(rf"^    {name} = {old}\b", f"    {name} = {new}", best, flags=re.MULTILINE)
+        assert count == 1
+    write_kept(folder, [TRAIN, best], ["baseline", "one layer of width 96"])
+    code, out, err = run_verb(folder, "promote", "--depth", "4", timeout=600)
+    assert code == 2 and "1.3 M parameters at width 128 against 10.2 M parameters at width 384" in err, out + err
+    assert "--times 2" in err and "--force" in err
+    shown = re.findall(r"(baseline|best), here +(\d+) +(\d+) +([\d.]+) M", out)
+    assert shown == [("baseline", "4", "128", "1.3"), ("best", "4", "384", "10.2")]
+    code, out, _ = run_verb(folder, "promote", "--hours", "0.001", timeout=600)
+    assert code == 0 and "each at twice its own depth (--times 2)" in out
+
+
+def test_what_compares():
+    shape = Shape(4, 128.0, 1.3, 1e4)
+    assert not_comparable({"baseline": shape, "best": Shape(4, 384.0, 10.2, 1e3)}, 4)
+    assert not_comparable({"best": shape, "baseline": Shape(4, math.nan, 2.0, 1e3)}, 4)
+    assert not not_comparable({"baseline": shape, "best": Shape(4, 128.0, 1.9, 1e3)}, 4)
+    assert not not_comparable({"baseline": shape, "best": Shape(4, math.nan, math.nan, math.nan)}, 4)
+    assert not moved({"baseline": shape, "best": Shape(4, 128.0, 1.9, 1e3)})
+    assert not moved({"baseline": shape, "best": Shape(4, math.nan, math.nan, math.nan)})
+    assert moved({"baseline": shape, "best": Shape(2, 128.0, 1.3, 1e4)})
+    assert moved({"baseline": shape, "best": Shape(4, 192.0, 1.3, 1e4)})
