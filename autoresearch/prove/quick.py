@@ -66,7 +66,7 @@ def effects_in_best(trials: Trials, arms: list[list[Task]]) -> Effects:
 def worth_in_best(runs: Runs, best: Runs, sigma: float, freedom: float, factors: int) -> Worth:
     """What taking it out costs. `p`: of no effect in that direction, times the number of factors that are asked."""
     if not runs.keys() & best.keys():
-        return Worth(*[math.nan] * 5, verdict="no number")
+        return Worth(math.nan, math.nan, math.nan, math.nan, math.nan, "no number")
     found = paired_difference(runs, best, sigma)
     width = stats.t.ppf(0.975, freedom) * found.standard_error
     p = min(1.0, factors * p_of_worse(Difference(abs(found.value), found.standard_error, found.seeds), freedom))
