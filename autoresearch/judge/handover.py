@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,7 @@ def find_operator(name: str) -> torch._ops.OpOverload:
 # -----------------------------------------------------------------------------
 # Recording a forward pass
 
-DECOMPOSED = torch._decomp.get_decompositions(  # into operators that may be used
-    [
-        *(torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm, torch.ops.aten._weight_norm_interface),
-        *(torch.ops.aten._native_batch_norm_legit, torch.ops.aten._native_batch_norm_legit_no_training),
-    ]
-)
+DECOMPOSED = re.compile(r"(native|cudnn)_batch_norm|_native_batch_norm_legit(_no_training)?|_weight_norm_interface")
 NO_GRAPH = "forward() can't be handed over to the scorer: {}. In eval mode it has to be plain PyTorch"
 AS_VALUES = ("tolist", "numpy", "__array__", "__dlpack__")  # they read a tensor without any operator
 BY_TOKENS = "Python looks at a value that depends on the tokens ({}), so the graph would keep one answer for all texts"
@@ -109,9 +105,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in DECOMPOSED:
+        if DECOMPOSED.fullmatch(
+            function._opname
+        ):  # into operators that may be used; the table takes a second to import
             with self:
-                return DECOMPOSED[function](*args, **kwargs)
+                return torch._decomp.get_decompositions([function])[function](*args, **kwargs)
         by_tokens = self.depends([*args, *kwargs.values()])
         call = [str(function), self.encode(args), [[name, self.encode(value)] for name, value in kwargs.items()]]
         results = function(*args, **kwargs)
@@ -152,8 +150,10 @@ def plain_paths() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch.clear_autocast_cache()  # its casts would not be seen
+    # Where nothing was compiled, torch's compiler is not imported: it takes more than a second.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.backends.mkldnn.flags(enabled=False):
+        with torch.no_grad(), eager, torch.backends.mkldnn.flags(enabled=False):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
