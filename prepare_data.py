@@ -337,19 +337,23 @@ def training_clock() -> float:
 SCORED_TOKENS = 65_536  # at most in one batch of the scorer, whose logits are whole
 
 
-def graph_of(model: torch.nn.Module, vocab_size: int, rows: int) -> tuple[dict, list[Tensor]]:
-    """The model as operators and tensors, for batches of `rows` rows. Raises ValueError where it can't be one."""
+def graph_of(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[dict, list[Tensor]]:
+    """The model as operators and tensors, for the scorer's batches. Raises ValueError where it can't be one."""
     from autoresearch.judge.handover import make_graph
 
+    rows = max(1, min(batch_size, SCORED_TOKENS // MAX_SEQ_LEN))
     device, chance = next(model.parameters()).device, np.random.default_rng(1)
     batches = chance.integers(vocab_size, size=(2, rows, MAX_SEQ_LEN + 1))
     return make_graph(model, *(to_device(tokens, device)[0] for tokens in batches))
 
 
-def check_model(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
+def check_model(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> None:
     """Raise ValueError, with the line of train.py, if the scorer could not take this model. Call it before training."""
+    import torch
+
     training = model.training
-    graph_of(model, tokenizer.get_vocab_size(), 2)
+    with contextlib.suppress(torch.OutOfMemoryError):  # a smaller batch may fit
+        graph_of(model, tokenizer.get_vocab_size(), batch_size)
     model.train(training)
 
 
@@ -357,8 +361,7 @@ def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: 
     """Write the model into a folder, for the scorer."""
     from autoresearch.judge.handover import write_graph
 
-    rows = max(1, min(batch_size, SCORED_TOKENS // MAX_SEQ_LEN))
-    write_graph(*graph_of(model, vocab_size, rows), folder)
+    write_graph(*graph_of(model, vocab_size, batch_size), folder)
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:

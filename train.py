@@ -586,7 +586,7 @@ def undo_steps(weights):
 
 
 with autocast:
-    check_model(model, tokenizer)  # the scorer can take it: better told now than after the training
+    check_model(model, tokenizer, rows_per_pass)  # the scorer can take it: better told now than after the training
 # Compile and warm up on steps that are undone: until the clock starts, the batches hold tokens by chance.
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 while True:

@@ -53,7 +53,7 @@ def find_operator(name: str) -> torch._ops.OpOverload:
     if torch.Tag.nondeterministic_seeded in found.tags and not SEEDED.match(operator):
         raise ValueError(f"{name} draws random numbers; leave it out in eval mode")
     if DENIED.fullmatch(operator) or not any("Tensor" in str(result.type) for result in found._schema.returns):
-        raise ValueError(f"{name} is an operator that a scored model may not use; write it with simpler operators")
+        raise ValueError(f"{name} is not on the list of operators that a model may use; write it with simpler ones")
     changed = [argument.alias_info is not None and argument.alias_info.is_write for argument in found._schema.arguments]
     if any(changed) and changed != [True] + [False] * (len(changed) - 1):
         raise ValueError(f"{name} changes more than its first argument; use the form that returns a new tensor")

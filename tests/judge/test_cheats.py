@@ -159,7 +159,8 @@ def test_nothing_is_handed_over(path, train):
 @pytest.mark.parametrize("path", cheats("scorer"))
 def test_the_scorer_refuses(path, train):
     result, _ = train(apply_patch(path), steps=4)
-    assert result.status == "invalid" and expectations(path)["scorer"] in result.error
+    assert result.status in ("invalid", "crash"), "refused by the scorer, or before the training already"
+    assert expectations(path)["scorer"] in result.error
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
     options = ("--experiments", "4", "--ray", machines.address, "--command", proposer_script(repo, edits))
     loop = start_loop(repo, *options, env={"PYTHONUNBUFFERED": "1"})
     try:
-        wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists(), 120)
+        wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists())
         wait_for(lambda: len(list(scratch.glob("autoresearch-run-*/run.log"))) == 2)  # one on each node
         machines.remove_node(other, allow_graceful=False)
         out, err = loop.communicate(timeout=300)
