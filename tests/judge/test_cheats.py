@@ -246,7 +246,7 @@ def test_the_guard_ends_it(path, mode, tmp_path, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [inside])
 @pytest.mark.parametrize("path", cheats("sandbox"))
-def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim):
+def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim, prepared):
     result = run_cheat(path, tmp_path, victim, mode, steps=2)
     assert result.status == "crash" and re.search(expectations(path)["sandbox"], result.error)
 
@@ -257,7 +257,7 @@ def test_the_sandbox_keeps_it_in(path, mode, tmp_path, victim):
 def test_nothing_is_carried_from_run_to_run(path, mode, small, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
     for name in ("first", "second"):
-        result = run_training(apply_patch(path), tmp_path / name, RunOptions("cpu", 1, 60, sandbox=mode, steps=2))
+        result = run_training(apply_patch(path), tmp_path / name, RunOptions("cpu", 1, 600, sandbox=mode, steps=2))
         assert result.status == "ok" and expectations(path)["twice"] not in result.tail
 
 
@@ -266,7 +266,7 @@ def test_nothing_is_carried_from_run_to_run(path, mode, small, tmp_path, monkeyp
 def test_a_real_run_is_believed(small, expected, mode, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_DATA_DIR", str(small))
     with contextlib.closing(Scorer()) as own:
-        result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 60, sandbox=mode, steps=2), scorer=own)
+        result = train_and_score(SOURCE, tmp_path / "run", RunOptions("cpu", 1, 600, sandbox=mode, steps=2), scorer=own)
     assert result.status == "ok", result.tail
     assert 1 < result.val_bpb < 4 and sorted(path.name for path in (tmp_path / "run").iterdir()) == LEFT
     assert check_result(result, trust.read_record(tmp_path / "run"), expected, trust.LIMITS["cpu"]) == ""

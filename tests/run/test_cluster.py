@@ -59,7 +59,7 @@ def machines(prepared, scratch):
 def run(machines, tmp_path):
     def run_source(source, folder=tmp_path / "run", **options):
         callbacks = {name: options.pop(name) for name in ("should_stop", "on_progress", "say") if name in options}
-        made = RunOptions(**{"scale": "cpu", "seed": 7, "kill_after": 60, "steps": 2} | options)
+        made = RunOptions(**{"scale": "cpu", "seed": 7, "kill_after": 600, "steps": 2} | options)
         fingerprint = prepare_data.read_meta()["fingerprint"]
         return cluster.run_on_cluster(source, folder, made, expected_fingerprint=fingerprint, **callbacks)
 
@@ -102,7 +102,7 @@ def sleeper(nap: str) -> str:
 def test_a_result_is_the_one_that_a_local_run_has(run, tmp_path):
     source = "import os\nprint('priority', os.nice(0))" + STUB
     with contextlib.closing(Scorer()) as scorer:
-        here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 60, steps=2), scorer=scorer)
+        here = train_and_score(source, tmp_path / "here", RunOptions("cpu", 7, 600, steps=2), scorer=scorer)
     there = run(source)
     assert there.measured.pop("cpu_seconds") > 0 and here.measured.pop("cpu_seconds") > 0
     same = {"seconds": 0, "extra_seconds": 0, "tail": "", "val_bpb": 0}  # of a stub, which has no model: NaN
@@ -245,7 +245,7 @@ from autoresearch.run import cluster
 from autoresearch.run.training import RunOptions
 cluster.connect("{machines.address}", "cpu")
 source, folder = pathlib.Path("{tmp_path}/train.py").read_text(), pathlib.Path("{tmp_path}/run")
-cluster.run_on_cluster(source, folder, RunOptions("cpu", 7, 60, sandbox="off"), expected_fingerprint="{fingerprint}")
+cluster.run_on_cluster(source, folder, RunOptions("cpu", 7, 600, sandbox="off"), expected_fingerprint="{fingerprint}")
 """
     loop = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lambda: sleeping(nap))

@@ -266,7 +266,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from autoresearch.run.training import RunOptions, run_training
 source = {DAEMON.replace("NAP", nap) + "time.sleep(600)"!r}
-run_training(source, Path({str(tmp_path)!r}) / "run", RunOptions("cpu", 7, 60, {mode!r}))
+run_training(source, Path({str(tmp_path)!r}) / "run", RunOptions("cpu", 7, 600, {mode!r}))
 """)
     loop = subprocess.Popen([sys.executable, tmp_path / "loop.py"])
     assert wait_for(lambda: sleepers(nap) == 1)

@@ -16,7 +16,7 @@ from autoresearch.run import scoring
 from autoresearch.run.scoring import Scorer, scored, train_and_score
 from autoresearch.run.training import RunOptions
 
-OPTIONS = RunOptions("cpu", 7, 60, "off")
+OPTIONS = RunOptions("cpu", 7, 600, "off")
 both = pytest.mark.parametrize("mode", [inside, "off"])
 
 

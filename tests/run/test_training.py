@@ -197,8 +197,8 @@ def test_budget_steps_and_seed_are_those_of_the_options(tmp_path, monkeypatch):
     tell = (
         "import os\nprint({name[13:]: value for name, value in os.environ.items() if name[:13] == 'AUTORESEARCH_'})\n"
     )
-    options = RunOptions("cpu", 7, 60, "off", budget=5, steps=3)
+    options = RunOptions("cpu", 7, 600, "off", budget=5, steps=3)
     seen = ast.literal_eval(run_training(tell, tmp_path / "run", options).tail.splitlines()[0])
     assert (seen["SCALE"], seen["SEED"], seen["BUDGET"], seen["STEPS"]) == ("cpu", "7", "5", "3")
-    seen = ast.literal_eval(run_training(tell, tmp_path / "run", RunOptions("cpu", 7, 60, "off")).tail.splitlines()[0])
+    seen = ast.literal_eval(run_training(tell, tmp_path / "run", RunOptions("cpu", 7, 600, "off")).tail.splitlines()[0])
     assert not {"BUDGET", "STEPS", "START_LIMIT"} & seen.keys()
