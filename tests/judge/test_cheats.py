@@ -226,7 +226,7 @@ def victim(tmp_path, monkeypatch):
 
 def run_cheat(path, tmp_path, victim, mode, steps=0):
     source = apply_patch(path).replace("VICTIM", str(victim))
-    kill_after = 2 if "timeout" in expectations(path) else 60
+    kill_after = 2 if "timeout" in expectations(path) else 600
     result = run_training(source, tmp_path / "run", RunOptions("cpu", 1, kill_after, mode, steps=steps, limits=BOUNDS))
     assert "hush-hush" not in result.tail
     return result

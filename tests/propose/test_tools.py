@@ -166,7 +166,7 @@ def check(tmp_path, prepared):
 
     def run(source: str) -> RunResult:
         ran.append(source)
-        return run_training(source, Path(tmp_path / f"check{len(ran)}"), RunOptions("cpu", 42, kill_after=60))
+        return run_training(source, Path(tmp_path / f"check{len(ran)}"), RunOptions("cpu", 42, kill_after=600))
 
     return run, ran
 
