@@ -85,6 +85,7 @@ def supported(info: Any, *names: str) -> bool | None:
 PRICES = {
     "claude-opus-5-5": Prices(input=4, output=20, cache_read=0.2, cache_write=8),
     "claude-opus-5": Prices(input=5, output=25, cache_read=0.5, cache_write=10),
+    "claude-fable-5-2": Prices(input=8, output=40, cache_read=0.2, cache_write=16),
     "claude-fable-5-1": Prices(input=10, output=50, cache_read=0.25, cache_write=20),
     "claude-sonnet-5-5": Prices(input=2, output=10, cache_read=0.1, cache_write=4),
     "claude-haiku-5-5": Prices(input=0.1, output=0.5, cache_read=0.01, cache_write=0.2),
@@ -95,7 +96,8 @@ PRICES_OF_LONG = {"claude-haiku-5-5": Prices(input=0.5, output=2.5, cache_read=0
 
 def known_name(model: str) -> str:
     """The model's name in the table: it may carry a provider in front and a date or a version behind. "" if none."""
-    ending = r"(-\d{8})?([@:].*)?$"
+    ending = r"(-\d{8})?(-v\d+)?([@:\[].*)?$"
+    model = re.sub(r"(?<=\d)\.(?=\d)", "-", model)  # some providers write 5.5
     return next((name for name in PRICES if re.search(rf"(^|[/.]){re.escape(name)}{ending}", model)), "")
 
 

@@ -9,6 +9,7 @@ from messages_server import Failure, say
 from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import CannotPropose, Fault
+from autoresearch.propose.models import known_name
 from autoresearch.settings import Prices, Settings
 
 
@@ -101,3 +102,17 @@ def test_a_server_that_has_only_messages(api, tmp_path, monkeypatch):
     body = api.requests[0]["body"]
     assert proposal.description == "lower the level" and proposal.usage.cost == 0 and body["max_tokens"] == 8000
     assert all("input_schema" in tool for tool in body["tools"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claude-opus-5.5",
+        "anthropic/claude-opus-5.5",
+        "claude-opus-5-5[1m]",
+        "us.anthropic.claude-opus-5-5-20260901-v1:0",
+        "claude-opus-5-5@20260901",
+    ],
+)
+def test_a_model_is_known_by_the_names_that_providers_give_it(name):
+    assert known_name(name) == "claude-opus-5-5"
