@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from loop_helpers import git, make_repository, wait_for
 from prove_helpers import make_stub, report_in, run_verb, runs_in, start_verb, switched, write_kept
-from shipped import TRAIN
 
 from autoresearch.prove.shapes import Shape, moved, not_comparable
 
@@ -92,21 +91,33 @@ def test_the_horizon_is_as_many_tokens_per_parameter_as_in_the_search(tmp_path, 
     assert report["split"] == {"tokens": pytest.approx(0.67, abs=0.03), "cost_per_token": pytest.approx(1.0)}
 
 
+# The size of train.py's model at the cpu scale, as it prints it.
+SIZE = """
+DEPTH = 2
+ASPECT_RATIO = 32
+BIGRAM_ROWS = 1
+WIDTH = 32 * math.ceil(DEPTH * ASPECT_RATIO / 32)
+PARAMETERS = (12 * DEPTH * WIDTH + 4 * 1024 + BIGRAM_ROWS) * WIDTH
+print(f"CPU | depth {DEPTH} | dim {WIDTH}")
+"""
+
+
 @pytest.mark.slow
 def test_models_of_two_sizes_are_shown_and_not_compared(tmp_path, prepared):
     """A search kept one layer of width 96. At depth 4 that is width 384, the baseline's is 128."""
-    folder = make_repository(tmp_path / "repo", train=TRAIN)
-    best = TRAIN
-    for name, old, new in (("DEPTH", 2, 1), ("ASPECT_RATIO", 32, 96)):
-        best, count = re.subn(rf"^    {name} = {old}\b", f"    {name} = {new}", best, flags=re.MULTILINE)
-        assert count == 1
-    write_kept(folder, [TRAIN, best], ["baseline", "one layer of width 96"])
-    code, out, err = run_verb(folder, "promote", "--depth", "4", timeout=600)
+    first = make_stub("A", "2 - 0.1*A").replace("# A\n", f"{SIZE}# A\n", 1)
+    first = first.replace('open("record', 'print(f"num_params_M: {PARAMETERS / 1e6:.1f}")\nopen("record', 1)
+    best = (
+        first.replace("DEPTH = 2", "DEPTH = 1").replace("RATIO = 32", "RATIO = 96").replace("ROWS = 1", "ROWS = 4096")
+    )
+    folder = make_repository(tmp_path / "repo", train=first)
+    write_kept(folder, [first, best], ["baseline", "one layer of width 96, 4096 bigrams"])
+    code, out, err = run_verb(folder, "promote", "--depth", "4")
     assert code == 2 and "1.3 M parameters at width 128 against 10.2 M parameters at width 384" in err, out + err
     assert "--times 2" in err and "--force" in err
     shown = re.findall(r"(baseline|best), here +(\d+) +(\d+) +([\d.]+) M", out)
     assert shown == [("baseline", "4", "128", "1.3"), ("best", "4", "384", "10.2")]
-    code, out, _ = run_verb(folder, "promote", "--hours", "0.001", timeout=600)
+    code, out, _ = run_verb(folder, "promote", "--hours", "0.001")
     assert code == 0 and "each at twice its own depth (--times 2)" in out
 
 
