@@ -42,6 +42,7 @@ def repo(tmp_path, prepared):
 # Outcomes
 
 
+@pytest.mark.slow
 def test_each_outcome_is_recorded_and_the_best_compounds(repo):
     edits = [
         set_level(1.9),
@@ -320,6 +321,7 @@ def test_another_tag_starts_with_an_empty_table_and_loses_no_rows(repo):
 # Starting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breakage", "args", "message"),
     [

@@ -78,6 +78,7 @@ def help_of(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_options_that_the_readme_names_are_there():
     text, known = (ROOT / "README.md").read_text(), help_of("agent_loop.py") + help_of("prepare_data.py")
     known += "".join(

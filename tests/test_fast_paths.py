@@ -111,6 +111,7 @@ def warm_up():
     return execute(as_on_a_gpu().partition("step, progress, smooth_loss")[0])
 
 
+@pytest.mark.slow
 def test_what_works_is_used_without_a_word(on_a_gpu, capsys):
     on_a_gpu()
     module = warm_up()

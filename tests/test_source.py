@@ -41,6 +41,7 @@ sys.exit(bool(errors) or not min(count))
 """
 
 
+@pytest.mark.slow
 def test_two_threads_may_parse_at_once():
     done = subprocess.run([sys.executable, "-c", BOTH_PARSE], cwd=ROOT, input=TRAIN, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -499,6 +499,7 @@ def unchanged_logits():
     return logits_after(train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(cpu_constants()) - {"TOTAL_BATCH_SIZE"}))
 def test_every_constant_takes_effect(name, unchanged_logits):
     value = cpu_constants()[name]

@@ -158,6 +158,7 @@ def test_what_an_llm_writes_need_not_be_printable_here(repo):
 # The other verbs
 
 
+@pytest.mark.slow
 def test_short_verbs_end_quietly(repo):
     git(repo, "branch", "autoresearch/t")
     loop = f"{sys.executable} agent_loop.py"

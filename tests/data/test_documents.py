@@ -54,6 +54,7 @@ def test_plain_text_and_json_lines(tmp_path):
     assert len(source_files(str(tmp_path), 0, 1, tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_endless_document(tokenizer, tmp_path):
     text = "x" + " " * 1_000_000 + "x"  # in one piece it overflows the stack of tiktoken's regular expression
     files = [write_parquet(tmp_path / "a.parquet", [text])]

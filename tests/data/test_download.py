@@ -125,6 +125,7 @@ def test_no_network(hub, refused, tmp_path, monkeypatch):
         refused("--source", "climbmix", "--data-dir", tmp_path, words=[f"HF_ENDPOINT={nonsense}", "https://"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [{"Retry-After": "1"}, {"RateLimit": '"api";r=0;t=1'}, {"Retry-After": "in a while"}],

@@ -230,6 +230,7 @@ def windowed(logits, inputs):
     return logits + y.transpose(1, 2).reshape(logits.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [in_place, fresh_memory, compiled, vectorized, bf16, cached, windowed])
 def test_what_a_forward_may_be(said, change, tokenizer):
     """The graph gives the model's own numbers."""

@@ -164,6 +164,7 @@ def test_a_node_that_is_not_fit_is_for_a_person(bench, task):
     assert bench.session.blocked == "node a has other data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", [CRASH, OSError(28, "No space left on device")])
 def test_a_run_that_failed_for_lack_of_space_is_made_again(bench, task, journaled, monkeypatch, outcome):
     """The disk is full when the run ends, and somebody makes room a moment later."""

@@ -99,6 +99,7 @@ def faults(folder) -> int:
     return log.read_text().count("(traceback in loop.log)") if log.exists() else 0
 
 
+@pytest.mark.slow
 def test_chaos_in_small(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo", TRAIN, serial=False)
     assert kill_at_random(folder, 2, seed=2, longest=3)

@@ -171,6 +171,7 @@ def test_a_plateau_is_told_from_its_length_on(tmp_path, experiments, told):
     assert ("# A plateau" in told_now(context)) == told
 
 
+@pytest.mark.slow
 def test_ten_proposals_repeat_their_prefix(api, tmp_path):
     """The real train.py; costly proposals: two requests each, a long notebook rewritten each time, two keeps in ten."""
     source = TRAIN

@@ -157,6 +157,7 @@ def test_what_is_known_is_shown_when_it_is_stopped(tmp_path, prepared):
     assert not (folder / "runs/t/ablation.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", [(), ("--quick",)])
 def test_nothing_is_known_before_the_first_run(quick, tmp_path, prepared):
     make_search(tmp_path / "repo", "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])

@@ -45,6 +45,7 @@ def test_a_design_is_balanced_and_has_best_and_baseline(factors):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [Noise(SIGMA, 4), Noise(SIGMA, 40)])
 def test_effects_lie_within_their_intervals_and_what_does_nothing_is_rarely_called_real(known):
     chance, inside, real, harmful, sums = numpy.random.default_rng(5), [], 0, 0, []

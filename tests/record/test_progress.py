@@ -64,6 +64,7 @@ def marks(figure, name: str) -> list[tuple[float, float]]:
     return [tuple(each) for dots in found for each in dots.get_offsets().tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5, 43, 700])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_labels_lie_in_the_frame_and_not_on_each_other(count, seed):

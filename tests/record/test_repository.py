@@ -314,6 +314,7 @@ def test_a_shallow_clone_and_a_detached_head_are_good_enough(folder, tmp_path):
 # Locks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "worktree", "submodule"])
 def test_stale_locks_are_removed_wherever_they_are(folder, tmp_path, kind, monkeypatch):
     monkeypatch.setattr("autoresearch.record.repository.LOCK_PATIENCE", 0.5)

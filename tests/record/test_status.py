@@ -46,6 +46,7 @@ def test_a_slot_that_scores_is_busy_and_a_second_look_runs_nothing_twice():
     assert pace(Ledger(Repository(Path()), "t", runs=runs, sittings=[sitting]), False)["slot_busy_share"] == 100 / 250
 
 
+@pytest.mark.slow
 def test_status_of_a_long_search(tmp_path):
     """Counts, time and money are those of what was written; on another branch, without results.tsv."""
     folder = make_repository(tmp_path / "repo")
@@ -85,6 +86,7 @@ def test_status_without_a_search_names_the_mend(tmp_path):
     assert done.returncode == 2 and done.stderr == "error: there is no search nov1; there are: t\n"
 
 
+@pytest.mark.slow
 def test_status_beside_a_running_loop(tmp_path, prepared):
     """It sees what runs and changes nothing; afterwards it sees that the loop is gone, however that ended."""
     folder = make_repository(tmp_path / "repo")

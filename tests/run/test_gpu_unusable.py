@@ -87,6 +87,7 @@ def test_other_devices_of_nvidia_are_no_gpu(machine):
     assert gpu.find_gpu() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "refused"),
     [

@@ -35,6 +35,7 @@ def scorer(prepared):
         yield scorer
 
 
+@pytest.mark.slow
 @both
 def test_one_process_scores_one_model_after_another(scorer, mode, tmp_path):
     prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
@@ -49,6 +50,7 @@ def test_one_process_scores_one_model_after_another(scorer, mode, tmp_path):
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_a_scorer_that_was_stopped_or_killed_begins_anew(scorer, tmp_path):
     prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
     assert scorer.score(tmp_path, OPTIONS, lambda: True) == {}
@@ -87,6 +89,7 @@ def test_the_pace_of_the_machine_is_the_scorers_whatever_a_run_prints(scorer, tm
     assert 0 < measured["pace_seconds"] < 1 and measured["cpu_seconds"] == 1.0 and "test_bpb" not in measured
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_is_told_to_a_process_that_then_scores(scorer, tmp_path):
     prepare_data.hand_over(Uniform(), 1024, 16, tmp_path)
     scorer.watch(OPTIONS)
@@ -96,6 +99,7 @@ def test_a_run_that_begins_is_told_to_a_process_that_then_scores(scorer, tmp_pat
     assert scorer.score(tmp_path, OPTIONS)["val_bpb"] > 2 and scorer.process is process
 
 
+@pytest.mark.slow
 def test_a_run_that_always_asks_for_another_start_crashes(scorer, tmp_path):
     source = "import sys\nprint('started', flush=True)\nsys.exit(75)\n"
     result = train_and_score(source, tmp_path / "run", replace(OPTIONS, start_limit=3.5), scorer=scorer)
