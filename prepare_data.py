@@ -349,11 +349,8 @@ def graph_of(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[
 
 def check_model(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> None:
     """Raise ValueError, with the line of train.py, if the scorer could not take this model. Call it before training."""
-    import torch
-
     training = model.training
-    with contextlib.suppress(torch.OutOfMemoryError):  # a smaller batch may fit
-        graph_of(model, tokenizer.get_vocab_size(), batch_size)
+    graph_of(model, tokenizer.get_vocab_size(), batch_size)
     model.train(training)
 
 

@@ -563,7 +563,7 @@ def use_fast_paths(batch):
 
 
 def fits_in_memory(batch):
-    """Take two steps on one batch, which compiles everything. Returns False if they run out of the GPU's memory."""
+    """Take two steps on one batch, which compiles everything. Returns False where the GPU's memory is too small."""
     kept = 38 * batch[0].numel() * config.n_layer * config.n_embd  # bytes until the backward pass, as counted
     if device == "cuda" and kept > torch.cuda.mem_get_info()[0]:
         return False  # spares the compilation of what can't fit
@@ -571,6 +571,8 @@ def fits_in_memory(batch):
         use_fast_paths(batch)
         for _ in range(2):
             train_step(itertools.repeat(batch), 0, 0.0).item()
+        with autocast:
+            check_model(model, tokenizer, rows_per_pass)  # for the scorer: better told now than after the training
     except torch.OutOfMemoryError:
         return False
     return True
@@ -585,8 +587,6 @@ def undo_steps(weights):
     torch.manual_seed(SEED)
 
 
-with autocast:
-    check_model(model, tokenizer, rows_per_pass)  # the scorer can take it: better told now than after the training
 # Compile and warm up on steps that are undone: until the clock starts, the batches hold tokens by chance.
 weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 while True:
