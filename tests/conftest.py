@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -51,3 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     one process has to itself, and a few tests."""
     longest = ("test_chaos", "hours_is_stopped", "is_mended_by_its_agent", "scored_on_the_test_rows")
     items.sort(key=lambda item: not item.get_closest_marker("xdist_group") and not item.name.endswith(longest))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: a collection of garbage, seconds with torch's millions of objects, skips it."""
+    gc.freeze()

@@ -205,9 +205,8 @@ def fresh_memory(logits, inputs):
     return made
 
 
-@torch.compile(dynamic=False)
 def compiled(logits, inputs):
-    return torch.tanh(logits)
+    return torch.compile(torch.tanh, dynamic=False)(logits)
 
 
 def vectorized(logits, inputs):
