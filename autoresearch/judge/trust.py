@@ -129,7 +129,7 @@ def believe(measure: Measure, result: RunResult, folder: Path, budget: int | Non
     reason = check_result(result, record, expected, LIMITS[measure.scale])
     if record is None or reason:
         return replace(result, status="invalid", error=reason)
-    if reason := contradiction(result, expected, LIMITS[measure.scale]):
+    if reason := contradiction(result, record, expected, LIMITS[measure.scale]):
         return replace(result, status="busy", error=reason)
     learn(measure, before_clock(record, result.seconds, expected["clock"]), result, expected["time_budget"])
     return result
@@ -139,7 +139,7 @@ def learn(measure: Measure, start: float, result: RunResult, budget: int) -> Non
     """Take in what an honest run took: the first one tells of the start, each one of its work."""
     known = measure.expected
     if known["before_clock"] is None:
-        known["before_clock"] = start
+        known["before_clock"], known["pace"] = start, result.measured.get("pace_seconds")
         known["scoring"] = result.measured.get("scoring_seconds")
     new = cost(result, known | {"time_budget": budget}) if budget else math.nan
     if known["clock"] == "paced" and math.isfinite(new):
@@ -261,6 +261,15 @@ def longest_start(expected: dict, limits: Limits) -> float:
     return limits.cold_start if usual is None else 1.5 * usual + limits.start
 
 
+def late_start(result: RunResult, record: dict, expected: dict, limits: Limits, slower: float = 1.0) -> str:
+    """ "" or that a run took longer than an honest one before its clock started. `slower`: times than the baseline's
+    the machine was."""
+    usual, needed = expected["before_clock"], before_clock(record, result.seconds, expected["clock"])
+    if usual is None or needed <= longest_start(expected, limits) * slower:
+        return ""
+    return f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
+
+
 def cost(result: RunResult, expected: dict) -> float:
     """What a run took, by what no run can touch: the guard's CPU seconds, in looks at the pace that the scorer took
     meanwhile, for each second of its start and its budget. So it is the same on a busy machine and for any budget."""
@@ -268,11 +277,16 @@ def cost(result: RunResult, expected: dict) -> float:
     return looks / (expected["before_clock"] + expected["time_budget"])
 
 
-def contradiction(result: RunResult, expected: dict, limits: Limits) -> str:
-    """ "" or that the clocks outside a run saw far more work than its own: that one was slow, or the machine busy.
+def contradiction(result: RunResult, record: dict, expected: dict, limits: Limits) -> str:
+    """ "" or that CPU time was spent on far more work than a run has: by the run, or by a machine that was busy.
 
     What is usual is the median of all runs that were believed, and how far a run may be from it grows with theirs.
     """
+    if expected["clock"] == "wall":
+        return ""
+    then, now = expected.get("pace") or math.nan, result.measured.get("pace_seconds", math.nan)
+    if late := late_start(result, record, expected, limits, slower=max(1.0, now / then)):
+        return late
     if not (known := expected.get("costs")) or not expected["time_budget"]:
         return ""
     usual, now = statistics.median(known), cost(result, expected)
@@ -304,7 +318,7 @@ def check_result(result: RunResult, record: dict | None, expected: dict, limits:
 
 def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits) -> Iterator[str]:
     """Where more was trained than the budget allows: by the run's own clocks and the loop's."""
-    kind, budget, usual = expected["clock"], expected["time_budget"], expected["before_clock"]
+    kind, budget = expected["clock"], expected["time_budget"]
     if elapsed(record, "clock_started", "evaluated", "wall") < 0 or not record["batches"]:
         yield "no training batch came from make_dataloader, or training_clock() was not read before the evaluation"
     training = elapsed(record, "clock_started", "evaluated", kind)
@@ -315,9 +329,8 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
         yield f"evaluate_bpb took {handing_over:.1f} s to hand the model over; {limits.hand_over:g} s are allowed"
     if elapsed(record, "imported", "finished", "wall") > result.seconds + 1:
         yield "the clocks of the run are ahead of the loop's"
-    needed = before_clock(record, result.seconds, kind)
-    if usual is not None and needed > longest_start(expected, limits):
-        yield f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
+    if kind == "wall" and (late := late_start(result, record, expected, limits)):
+        yield late
     most = budget * (1 + limits.tolerance) + longest_start(expected, limits) + limits.slack + limits.hand_over
     if budget and kind == "wall" and result.seconds > most:
         yield f"it took {result.seconds:.0f} s by the loop's clock; {most:.0f} are allowed"
