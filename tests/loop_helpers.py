@@ -123,14 +123,14 @@ def press_ctrl_c(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
 
 
-def run_loop(folder: Path, *args, env: dict | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
+def run_loop(folder: Path, *args, env: dict | None = None, timeout: float = 900) -> subprocess.CompletedProcess:
     """Run agent_loop.py to its end. Its stdout, stderr and exit code."""
     process = start_loop(folder, *args, env=env)
     out, err = process.communicate(timeout=timeout)

@@ -130,7 +130,7 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(repo):
     first = start_loop(repo, "--experiments", "3", "--command", command)
     wait_for(lambda: (repo / "runs/t/0002/seed42/run.log").exists())
     press_ctrl_c(first)
-    out, err = first.communicate(timeout=300)
+    out, err = first.communicate(timeout=900)
     assert first.returncode == 0, err
     assert "stopped on request" in out and "Traceback" not in err
     assert [row.status for row in rows_of(repo)] == ["keep", "keep"]
@@ -146,13 +146,13 @@ def test_a_search_that_was_cut_short_goes_on_without_its_tag_and_one_that_has_en
     def search_again(level):
         loop = [sys.executable, PRINTED_LOOP, "--experiments", "1"]
         loop += ["--command", proposer_script(repo, [set_level(level)])]
-        return subprocess.run(loop, cwd=repo, check=True, capture_output=True, text=True, timeout=300).stdout
+        return subprocess.run(loop, cwd=repo, check=True, capture_output=True, text=True, timeout=900).stdout
 
     tag = time.strftime("%b%d", time.localtime(time.time() - 86400)).lower()  # as if it had begun before midnight
     first = start_loop(repo, "--tag", tag, "--experiments", "1", "--command", "touch thinking; sleep 600")
     wait_for(lambda: (repo / f"runs/{tag}/proposals/0001/work/thinking").exists())
     press_ctrl_c(first)
-    assert f"autoresearch/{tag}: stopped on request" in first.communicate(timeout=300)[0]
+    assert f"autoresearch/{tag}: stopped on request" in first.communicate(timeout=900)[0]
     assert f"autoresearch/{tag}: 1 experiment done" in search_again(1.9)
     today = search_again(1.8)
     assert not today.startswith(f"autoresearch/{tag}") and ": 1 experiment done" in today
@@ -164,7 +164,7 @@ def test_sigterm_while_the_proposer_thinks_ends_at_once(repo):
     loop = start_loop(repo, "--experiments", "3", "--command", command)
     wait_for(lambda: (repo / "runs/t/proposals/0001/work/thinking").exists())
     loop.send_signal(signal.SIGTERM)
-    loop.communicate(timeout=300)
+    loop.communicate(timeout=900)
     assert loop.returncode == 0
     assert [row.status for row in rows_of(repo)] == ["keep"]
     check_invariants(repo)
@@ -395,7 +395,7 @@ def test_a_second_loop_in_the_same_folder_is_refused(repo):
     second = run_loop(repo, "--experiments", "3", "--command", command)
     assert second.returncode == 2 and f"process {first.pid}" in second.stderr
     first.terminate()
-    first.communicate(timeout=300)
+    first.communicate(timeout=900)
 
 
 @pytest.mark.slow
@@ -440,7 +440,7 @@ def test_a_search_keeps_the_scale_and_the_budget_that_it_began_with(prepared, tm
     measure.write_text(measure.read_text().replace('"clock": "paced"', '"clock": "wall"'))
     refused = "error: the search t is of scale h100, not cpu; set AUTORESEARCH_SCALE=h100, or start another --tag\n"
     assert run_loop(repo, *options).stderr == refused
-    assert start_loop(repo, program=(PRINTED_LOOP, "profile")).communicate(timeout=300)[1] == refused
+    assert start_loop(repo, program=(PRINTED_LOOP, "profile")).communicate(timeout=900)[1] == refused
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def run(tmp_path, source=SOURCE, **environment):
         env={**os.environ, "AUTORESEARCH_SCALE": "cpu", "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -745,6 +745,6 @@ def test_starting_values_are_put_in_place_of_the_constants():
 @pytest.mark.parametrize("script, missing", [("train_bench", "one NVIDIA GPU"), ("stand_in_gpu", "has no CUDA")])
 def test_benchmark_without_what_it_needs_says_so(script, missing):
     command = [sys.executable, ROOT / f"benchmarks/{script}.py"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert missing in result.stderr

@@ -38,7 +38,7 @@ def read_meta(data: Path) -> dict:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)

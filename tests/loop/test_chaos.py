@@ -75,7 +75,7 @@ def kill_at_random(folder, kills: int, seed: int, longest: float = 4.0) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             loop.communicate(timeout=rng.uniform(0.3, longest))
         loop.send_signal(rng.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]))
-        loop.communicate(timeout=300)
+        loop.communicate(timeout=900)
     before = [row_line(row) for row in rows_of(folder)]
     done = run_loop(folder, "--experiments", str(len(before) + 2), *options)
     assert done.returncode == 0, done.stderr
@@ -215,7 +215,7 @@ def test_a_run_folder_deleted_in_mid_run_is_no_result(repo):
     loop = start_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [sleeping]))
     wait_until(lambda: processes_in(repo / "runs/t/0001/seed42"), loop)
     shutil.rmtree(repo / "runs/t/0001", ignore_errors=True)
-    out, err = loop.communicate(timeout=300)
+    out, err = loop.communicate(timeout=900)
     assert loop.returncode == 0, err
     assert re.search("runs again +its folder is gone", out)
     assert [row.status for row in rows_of(repo)] == ["keep", "discard"]
@@ -229,7 +229,7 @@ def test_a_table_and_a_train_py_deleted_in_mid_search_are_written_again(repo):
     loop = start_loop(repo, "--experiments", "2", "--command", proposer_script(repo, steps))
     wait_until((repo / "runs/t/proposals/0002/work/thinking").exists, loop)
     loop.terminate()
-    out, err = loop.communicate(timeout=300)
+    out, err = loop.communicate(timeout=900)
     assert (loop.returncode, err) == (0, "") and "fault" not in out, out
     check_invariants(repo)
     assert len(rows_of(repo)) == 2 and '"reason": "stopped on request"' in (repo / "runs/t/journal.jsonl").read_text()
@@ -262,7 +262,7 @@ def test_a_full_disk_is_waited_for(small_disk, prepared):
     time.sleep(1)  # nothing shall happen
     assert len(rows_of(repo)) == 1 and loop.poll() is None
     (small_disk / "filler").unlink()
-    out, err = loop.communicate(timeout=300)
+    out, err = loop.communicate(timeout=900)
     assert loop.returncode == 0, out + err
     assert "waiting: less than 1.25 GB" in out and "runs again" in out
     assert [row.status for row in rows_of(repo)] == ["keep", "discard"], out

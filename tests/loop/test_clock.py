@@ -20,7 +20,7 @@ def test_a_clock_that_is_set_costs_nothing(tmp_path, prepared, step):
     loop = start_loop(
         repo, "--hours", "1", "--experiments", "2", "--command", command, program=[SCRIPT, str(step_file)]
     )
-    out, err = loop.communicate(timeout=300)
+    out, err = loop.communicate(timeout=900)
     assert loop.returncode == 0 and "2 experiments done" in out, out + err
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.8]
     assert out.count("no proposal") == 2 and time.monotonic() - began < 300

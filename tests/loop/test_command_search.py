@@ -62,7 +62,7 @@ def test_a_shape_error_in_a_nested_module_is_mended_by_its_agent(tmp_path, prepa
     assert "+GATE_RANGE = 2.5" in diff and "self.gate" not in diff
     assert (repo / "runs/t/notebook.md").read_text() == "gates look at 12 channels"
     profiled = start_loop(repo, "--experiment", "0", env=STEPS, program=(PRINTED_LOOP, "profile"))
-    out, err = profiled.communicate(timeout=300)
+    out, err = profiled.communicate(timeout=900)
     assert profiled.returncode == 0, err
     kept = (repo / "runs/t/0000/profile.txt").read_text()
     assert "ms per step" in kept and kept in out and "0000/profile.txt" in out

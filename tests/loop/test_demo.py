@@ -50,7 +50,7 @@ def demo(repo, *edits, experiments="2"):
 
 def read(repo, *words) -> str:
     command = [sys.executable, "agent_loop.py", *words]
-    return subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 @pytest.mark.slow
@@ -85,10 +85,10 @@ def test_a_demo_that_is_stopped_leaves_the_checkout_and_goes_on(repo, end):
     loop = start_loop(repo, "--demo", "--slots", "1", "--experiments", "3", "--command", proposer_script(repo, steps))
     wait_for(lambda: processes_in(repo / "runs/t/0002/seed42"))
     end(loop)
-    loop.communicate(timeout=300)
+    loop.communicate(timeout=900)
     assert state(repo) == before
     done = run_loop(
-        repo, "--demo", "--slots", "1", "--experiments", "3", "--command", proposer_script(repo, steps), timeout=300
+        repo, "--demo", "--slots", "1", "--experiments", "3", "--command", proposer_script(repo, steps), timeout=900
     )
     assert done.returncode == 0 and state(repo) == before, done.stderr
     assert [row.val_bpb for row in rows_of(repo / "runs/t")][:2] == [2.0, 1.9] and len(rows_of(repo / "runs/t")) == 4

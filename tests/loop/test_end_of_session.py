@@ -42,7 +42,7 @@ def test_baseline_and_best_are_scored_on_the_test_rows(prepared, tmp_path):
     (repo / "program.md").write_text(program.replace("baseline_repeats: 2", "baseline_repeats: 0"))
     subprocess.run(["git", "commit", "-qam", "few runs"], cwd=repo, check=True)
     edit = proposer_script(repo, ['sed -i.old "s/^SHARP = .*/SHARP = 1.0/" train.py; echo "SHARP 0.0 -> 1.0"'])
-    done = run_loop(repo, "--experiments", "1", "--command", edit, env={"AUTORESEARCH_STEPS": "1"}, timeout=300)
+    done = run_loop(repo, "--experiments", "1", "--command", edit, env={"AUTORESEARCH_STEPS": "1"}, timeout=900)
     assert "best tested" in done.stdout, done.stdout
     status = json.loads(subprocess.check_output([sys.executable, "agent_loop.py", "status", "--json"], cwd=repo))
     test = status["best"]["test"]

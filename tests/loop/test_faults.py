@@ -17,7 +17,7 @@ ANEW = 'sed -i.old "s/^LEVEL = .*/LEVEL = 2.$(date +%N)/" train.py; echo another
 
 def run_faulty(folder, stages: list[str], *options: str, seed: int = 1, chance: float = 0.0):
     command = [sys.executable, str(SCRIPT), str(seed), str(chance), *stages, "--", "--tag", "t", *options]
-    return subprocess.run(command, cwd=folder, env=os.environ | {}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=os.environ | {}, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("stage", STAGES)

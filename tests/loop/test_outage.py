@@ -19,7 +19,7 @@ def test_an_outage_is_waited_out_and_stays_out_of_what_agents_read(tmp_path, pre
     script = tmp_path / "agent.sh"
     lines = "".join(f"{number}) {case} ;;\n" for number, case in enumerate(cases, 1))
     script.write_text(f"echo x >> {calls}\ncase $(wc -l < {calls} | tr -d ' ') in\n{lines}esac\n")
-    done = run_loop(repo, "--experiments", "1", "--command", f"sh {script}", timeout=300)
+    done = run_loop(repo, "--experiments", "1", "--command", f"sh {script}", timeout=900)
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9], done.stdout + done.stderr
     for words in ("unchanged; it said: usage limit reached", "ended with code 1: Credit balance is too low"):
         assert words in done.stdout

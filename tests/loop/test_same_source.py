@@ -43,7 +43,7 @@ def test_a_file_that_is_handed_in_twice_is_judged_by_all_its_runs(tmp_path, prep
     assert again.runs.startswith(first.runs + " 43:") and "after 2 runs" in again.reason
     assert again.description == "same source as 0001: a table of bigrams"
     assert "the same source as 0001, whose runs count" in done.stdout
-    out, _ = start_loop(repo, "--json", program=("agent_loop.py", "status")).communicate(timeout=300)
+    out, _ = start_loop(repo, "--json", program=("agent_loop.py", "status")).communicate(timeout=900)
     assert run_loop(repo, "--experiments", "3", *arguments, env=seen).returncode == 0
     noise = {n: re.search(r"noise of a run is ([\d.]+)", (tmp_path / f"{n}.md").read_text())[1] for n in (1, 2, 3)}
     assert noise == {row.number: f"{row.noise:.6f}" for row in rows_of(repo)[1:]}, "the prompt's is the row's"

@@ -80,7 +80,7 @@ def test_a_second_look_that_fails_is_the_only_one(tmp_path, prepared):
     (tmp_path / "milder.py").write_text(MILDER)
     program = (str(tmp_path / "milder.py"),)
     process = start_loop(repo, "--experiments", "5", "--command", command, program=program)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     done = subprocess.CompletedProcess(command, process.returncode, out, err)
     assert done.returncode == 0, done.stderr
     _, first, look, *others = rows_of(repo)

@@ -50,7 +50,7 @@ def state(folder) -> dict[str, str]:
 
 def start(folder, *words, **env) -> subprocess.CompletedProcess:
     command = [sys.executable, "agent_loop.py", *words]
-    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=900)
 
 
 def refused(folder, *words, **env) -> str:
@@ -227,7 +227,7 @@ def test_a_user_without_a_home_is_told_what_to_set(repo, script):
     ]
     env = {name: value for name, value in os.environ.items() if name != "AUTORESEARCH_DATA_DIR"}
     command = [*nobody, sys.executable, *script]
-    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=900)
     assert "Traceback" not in done.stderr and (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert script[-1] == "status" or done.stderr.endswith("set AUTORESEARCH_DATA_DIR\n")
 
@@ -236,7 +236,7 @@ def test_a_user_without_a_home_is_told_what_to_set(repo, script):
 @pytest.mark.parametrize("words", [VERBS[0], VERBS[2], VERBS[3]], ids=["start", "status", "report"])
 def test_a_read_only_disk_is_one_line(repo, words):
     command = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(repo), str(repo), sys.executable, "agent_loop.py"]
-    done = subprocess.run([*command, *words], cwd=repo, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *words], cwd=repo, capture_output=True, text=True, timeout=900)
     assert "Traceback" not in done.stderr and (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert words != VERBS[0] or "Read-only file system" in done.stderr
 

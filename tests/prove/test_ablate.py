@@ -111,15 +111,15 @@ def test_a_kill_loses_no_run_and_the_same_command_goes_on(tmp_path, prepared):
 def test_without_a_kept_change_there_is_nothing_to_prove(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     write_kept(folder, [make_stub("A", "2")], ["baseline"])
-    code, _, err = run_verb(folder, "ablate", timeout=300)
+    code, _, err = run_verb(folder, "ablate", timeout=900)
     assert code == 2 and "has kept no change yet" in err
-    code, _, err = run_verb(folder, "ablate", "--fixed", "one", timeout=300)
+    code, _, err = run_verb(folder, "ablate", "--fixed", "one", timeout=900)
     assert code == 2 and "give numbers" in err
 
 
 def test_no_run_starts_that_cannot_end_in_time(tmp_path, prepared):
     make_search(tmp_path / "repo", "AB", "2 - 0.1*A - 0.1*B", ["A", "B"])
-    code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "0.001", timeout=300)
+    code, out, err = run_verb(tmp_path / "repo", "ablate", "--hours", "0.001", timeout=900)
     assert (code, err) == (0, "") and "no time is left for another run; the same command goes on" in out
     assert len(runs_in(tmp_path / "repo", "ablation")) < 4
 
@@ -150,7 +150,7 @@ def test_what_is_known_is_shown_when_it_is_stopped(tmp_path, prepared):
     process = start_verb(folder, "ablate", "--hours", "0.05")
     wait_for(lambda: len(runs_in(folder, "ablation")) >= 3 + 14)
     press_ctrl_c(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert "--hours cannot suffice for these runs" in out and "would do, and --quick asks" in out
     assert re.search(r"so far, by \d+ of 24 runs", out) and "harmful" in out and "the same command goes on" in out

@@ -66,9 +66,9 @@ def test_what_cannot_be_promoted_is_one_line(tmp_path, prepared):
     folder = make_repository(tmp_path / "repo")
     first = make_stub("A", "2 - 0.1*A")
     write_kept(folder, [first, switched(first, "A")], ["baseline", "A on"])
-    code, _, err = run_verb(folder, "promote", "--budget", "100", timeout=300)
+    code, _, err = run_verb(folder, "promote", "--budget", "100", timeout=900)
     assert code == 2 and "sets no DEPTH" in err
-    code, _, err = run_verb(folder, "promote", "--depth", "4", "--times", "2", timeout=300)
+    code, _, err = run_verb(folder, "promote", "--depth", "4", "--times", "2", timeout=900)
     assert code == 2 and "exclude each other" in err
 
 

@@ -15,7 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from loop_helpers import ROOT, STUB, append, check_invariants, make_repository, proposer_script, rows_of, start_loop
+from loop_helpers import (
+    ROOT,
+    STUB,
+    append,
+    check_invariants,
+    make_repository,
+    proposer_script,
+    rows_of,
+    start_loop,
+    wait_for,
+)
 from shipped import TRAIN
 
 import prepare_data
@@ -80,13 +90,6 @@ def sleeping(nap: str) -> bool:
         except OSError:  # it ended meanwhile
             continue
     return f"sleep\0{nap}\0" in lines
-
-
-def wait_for(condition, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def ended(result) -> bool:
@@ -264,7 +267,7 @@ def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
         wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists())
         wait_for(lambda: len(list(scratch.glob("autoresearch-run-*/run.log"))) == 2)  # one on each node
         machines.remove_node(other, allow_graceful=False)
-        out, err = loop.communicate(timeout=300)
+        out, err = loop.communicate(timeout=900)
     finally:
         loop.kill()
     assert loop.returncode == 0, out + err
@@ -279,6 +282,6 @@ def test_an_address_without_a_cluster_is_one_line(address, tmp_path):
     (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")  # left by a cluster that was killed
     command = [sys.executable, "-c", f"from autoresearch.run import cluster; cluster.connect('{address}', 'cpu')"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     message = f"error: --ray {address}: no cluster at 127.0.0.1:1 (Connection refused); begin: ray start --head\n"
     assert (ended.returncode, ended.stderr) == (2, message)

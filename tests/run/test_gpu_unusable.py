@@ -101,7 +101,7 @@ def test_nothing_begins_at_another_scale(machine, arguments, refused):
     put_smi(machine, "NVIDIA H100, 535.129.03")
     env = {name: value for name, value in os.environ.items() if name != "AUTORESEARCH_SCALE"}
     env |= {"AUTORESEARCH_DATA_DIR": str(machine / "data")}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert ("cannot use the NVIDIA H100" in done.stderr) == refused, done.stderr
     assert done.returncode == (0 if "--help" in arguments else 2)
     assert "Traceback" not in done.stderr

@@ -275,7 +275,7 @@ run_training(source, Path({str(tmp_path)!r}) / "run", RunOptions("cpu", 7, 600, 
     assert wait_for(lambda: sleepers(nap) == 0)
 
 
-def wait_for(condition, seconds: float = 300) -> bool:
+def wait_for(condition, seconds: float = 900) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

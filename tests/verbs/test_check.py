@@ -30,7 +30,7 @@ def run_check(folder, *args, env=None):
         env=os.environ | {"ANTHROPIC_API_KEY": "", "ANTHROPIC_AUTH_TOKEN": ""} | (env or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert "Traceback" not in done.stderr, done.stderr
     said = json.loads(done.stdout)

@@ -18,7 +18,7 @@ def propose(repo, replies, *arguments) -> subprocess.CompletedProcess:
     server = start_server(replies)
     env = os.environ | {"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": "good-key"}
     command = [sys.executable, PRINTED_LOOP, "propose", *arguments]
-    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=900)
     server.stop()
     assert not server.problems
     return done
