@@ -53,7 +53,7 @@ class Knowledge:
     beliefs: dict[str, Belief]  # of every best that there was, by its commit; {} before the baseline
     drift: str  # a line where the repeats disagree with the noise that the search started with, or ""
     confirmed: Estimate | None  # the best on fresh seeds
-    gain: Gain | None  # None before the baseline
+    gain: Gain | None  # None where nothing was kept
 
     def believed_gains(self) -> dict[int, tuple[float, float]]:
         """By experiment: P(truly better than the best it was tried on), believed gain; with what is usual by now."""
@@ -120,7 +120,7 @@ def knowledge(rows: list[Row], later: dict[int, Runs], scale: str) -> Knowledge:
     left, offsets = paired(noise, sources, share), seed_offsets(sources, share)
     beliefs, confirmed = replay(candidates, fresh, offsets, left), confirmed_best(fresh, noise)
     drifted = drift(USUAL_NOISE[scale], runs_of(kept[0]), sources) if beliefs else ""
-    gain = searched_gain(runs_of(kept[0]), beliefs[kept[-1].commit], confirmed, noise) if beliefs else None
+    gain = searched_gain(runs_of(kept[0]), beliefs[kept[-1].commit], confirmed, noise) if kept[1:] else None
     if sure := confirmed_gain(fresh, beside, left):
         gain = Gain(mean(beside), mean(beside) - sure.val_bpb, sure.standard_error, "confirmed")
     return Knowledge(candidates, noise, left, offsets, beliefs, drifted, confirmed, gain)

@@ -26,12 +26,12 @@ def run_seconds(ledger: Ledger, time_budget: int) -> float:
 
 def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
     """(experiment, seed) of the runs that are missing: of the best on fresh seeds, and of the baseline beside it."""
-    if not ledger.kept:
-        return []
+    if not ledger.kept[1:]:
+        return []  # nothing was found
     best, baseline, done = ledger.best, ledger.kept[0], ledger.confirming
     fresh = fresh_seeds(runs_of(best) | runs_of(baseline) | done, max(0, settings.keep.confirm_runs - len(done)))
     there = {run.seed for run in ledger.fresh_runs(baseline.number)}
-    beside = [seed for seed in (*done, *fresh) if best is not baseline and seed not in there]
+    beside = [seed for seed in (*done, *fresh) if seed not in there]
     return [(best.number, seed) for seed in fresh] + [(baseline.number, seed) for seed in beside]
 
 

@@ -160,7 +160,7 @@ def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, known: Knowledg
     title = f"val_bpb {start:.4f} → {after:.4f}{error}" if kept else f"val_bpb {start:.4f}"
     facts = [f"{plural(len(rows) - 1, 'experiment')}, {kept} kept"]
     facts += [f"gain {start - after:.4f} ({100 * (start - after) / start:.1f} %)"] if kept else []
-    facts += ["confirmed on fresh seeds" if sure else "not yet confirmed on fresh seeds"]
+    facts += ["confirmed on fresh seeds" if sure else "not yet confirmed on fresh seeds"] if kept else []
     axes.figure.text(0.02, 0.945, title, fontsize=13, color=INK, weight="bold")
     axes.figure.text(0.02, 0.9, ", ".join(facts), fontsize=9, color=FAINT)
     corner = {"loc": "lower right", "bbox_to_anchor": (0.985, 0.925), "bbox_transform": axes.figure.transFigure}

@@ -39,15 +39,18 @@ def trajectory(gains: dict[int, tuple[float, float]], kept: set[int], sigma: flo
 def found(ledger: Ledger) -> dict:
     """Baseline, best, and the gain between them with its 95 % interval."""
     known = ledger.known
-    if not (gain := known.gain):
+    if not ledger.kept:
         return dict.fromkeys(("baseline", "best", "gain", "noise"))
-    first, best, error = ledger.kept[0], ledger.best, SURE * gain.standard_error
+    first, best, interval = ledger.kept[0], ledger.best, None
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
-    interval = {"value": gain.value, "low": gain.value - error, "high": gain.value + error}
+    if gain := known.gain:
+        error = SURE * gain.standard_error
+        interval = {"value": gain.value, "low": gain.value - error, "high": gain.value + error}
+        interval |= {"percent": 100 * gain.value / gain.baseline, "of": gain.of}
     return {
         "baseline": {"val_bpb": first.val_bpb, "runs": len(runs_of(first))},
         "best": seen | {"confirmed": vars(known.confirmed) if known.confirmed else None, "test": tested(ledger)},
-        "gain": interval | {"percent": 100 * gain.value / gain.baseline, "of": gain.of},
+        "gain": interval,
         "noise": vars(known.paired_noise) | {"drift": known.drift},
     }
 
@@ -173,9 +176,10 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
                 f"on the test rows, which no search sees; the baseline {test['baseline']:.6f}, {test['runs']} runs each"
             )
             lines += [("best tested", f"{test['val_bpb']:.6f}", f"gain {test['gain']:+.6f} {about}")]
-        interval = f"{gain['low']:+.6f} to {gain['high']:+.6f} (95 %)"
-        about = f"{interval}, {gain['percent']:.2f} % of the baseline, as {gain['of']}"
-        lines += [("gain", f"{gain['value']:+.6f}", about)]
+        if gain:
+            interval = f"{gain['low']:+.6f} to {gain['high']:+.6f} (95 %)"
+            about = f"{interval}, {gain['percent']:.2f} % of the baseline, as {gain['of']}"
+            lines += [("gain", f"{gain['value']:+.6f}", about)]
     if noise:
         about = f"standard deviation without what its seed adds, {noise['degrees_of_freedom']:.0f} degrees of freedom"
         about += f"; {noise['drift']}" if noise["drift"] else ""
