@@ -261,13 +261,18 @@ def longest_start(expected: dict, limits: Limits) -> float:
     return limits.cold_start if usual is None else 1.5 * usual + limits.start
 
 
-def late_start(result: RunResult, record: dict, expected: dict, limits: Limits, slower: float = 1.0) -> str:
-    """ "" or that a run took longer than an honest one before its clock started. `slower`: times than the baseline's
-    the machine was."""
-    usual, needed = expected["before_clock"], before_clock(record, result.seconds, expected["clock"])
-    if usual is None or needed <= longest_start(expected, limits) * slower:
-        return ""
-    return f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
+def late(result: RunResult, record: dict, expected: dict, limits: Limits, slower: float = 1.0) -> str:
+    """ "" or that a run took longer than an honest one before its clock started, or to hand its model over.
+
+    `slower`: the time that a piece of work takes on this machine now, in times of what it took for the baseline.
+    """
+    kind, usual = expected["clock"], expected["before_clock"]
+    needed, handing_over = before_clock(record, result.seconds, kind), elapsed(record, "evaluated", "finished", kind)
+    if usual is not None and needed > longest_start(expected, limits) * slower:
+        return f"{needed:.0f} s of work before the clock started; the baseline needed {usual:.0f} s"
+    if handing_over > limits.hand_over * slower:
+        return f"evaluate_bpb took {handing_over:.1f} s to hand the model over; {limits.hand_over:g} s are allowed"
+    return ""
 
 
 def cost(result: RunResult, expected: dict) -> float:
@@ -285,8 +290,8 @@ def contradiction(result: RunResult, record: dict, expected: dict, limits: Limit
     if expected["clock"] == "wall":
         return ""
     then, now = expected.get("pace") or math.nan, result.measured.get("pace_seconds", math.nan)
-    if late := late_start(result, record, expected, limits, slower=max(1.0, now / then)):
-        return late
+    if reason := late(result, record, expected, limits, slower=max(1.0, now / then)):
+        return reason
     if not (known := expected.get("costs")) or not expected["time_budget"]:
         return ""
     usual, now = statistics.median(known), cost(result, expected)
@@ -325,12 +330,10 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
     batch = min(training / max(record["batches"] - record["clock_started"]["batches"], 1), 0.1 * budget)
     if budget and training > budget * (1 + limits.tolerance) + limits.slack + batch:
         yield f"it trained for {training:.1f} s; the budget is {budget} s"
-    if (handing_over := elapsed(record, "evaluated", "finished", kind)) > limits.hand_over:
-        yield f"evaluate_bpb took {handing_over:.1f} s to hand the model over; {limits.hand_over:g} s are allowed"
     if elapsed(record, "imported", "finished", "wall") > result.seconds + 1:
         yield "the clocks of the run are ahead of the loop's"
-    if kind == "wall" and (late := late_start(result, record, expected, limits)):
-        yield late
+    if kind == "wall" and (reason := late(result, record, expected, limits)):
+        yield reason
     most = budget * (1 + limits.tolerance) + longest_start(expected, limits) + limits.slack + limits.hand_over
     if budget and kind == "wall" and result.seconds > most:
         yield f"it took {result.seconds:.0f} s by the loop's clock; {most:.0f} are allowed"
