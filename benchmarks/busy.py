@@ -5,7 +5,8 @@ Honest edits and cheats next to bursts of load: how many honest runs are refused
 
 Each is what the loop does: a training, the scorer, the judge; a run whose clocks contradict each other is made once
 more on its seed. First the baseline three times, which tells what is usual; then 40 edits of tests/judge/honest; then
-the cheats of tests/judge/cheats that the clocks have to find. A budget of a few seconds, two cores, no GPU.
+the cheats of tests/judge/cheats that the clocks have to find. A budget of a few seconds, two cores, no GPU: edits of
+what is done on a GPU only are left out.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def print_table(rows: list[dict], budget: int) -> None:
             f"{worked:7.1f}{row['load']:6.1f}  {said[:110]}"
         )
     honest = [row for row in rows if row["kind"] == "honest"]
-    refused = [row for row in honest if row["status"] not in ("ok", "crash")]
+    refused = [row for row in honest if row["status"] != "ok"]
     again = sum(row["runs"] > 1 for row in honest)
     base = [row["val_bpb"] for row in rows if row["kind"] == "baseline"]
     lowest = min(base) - 3 * statistics.stdev(base)

@@ -10,8 +10,8 @@ same fresh seeds.
 """
 
 import argparse
+import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -38,16 +38,23 @@ def run_demo(folder: Path, seed: int) -> dict[str, str]:
         now = time.monotonic()
         first = first or now - started
         silence, last, text = max(silence, now - last), now, text + line
+    end = time.monotonic() - started
     if process.wait():
         sys.exit(text)
-    gain = re.search(r"^gain +(\S+)  \((\+- \S+), (.*?) %", text, re.M)
-    kept = re.search(r"^kept +(\d+ of \d+)", text, re.M)
+    command = [sys.executable, "agent_loop.py", "status", "--tag", "demo", "--json"]
+    status = json.loads(
+        subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True).stdout
+    )
+    count, gain = status["experiments"], status["gain"]
     return {
         "first": f"{first:.1f}",
-        "end": f"{time.monotonic() - started:.0f}",
+        "end": f"{end:.0f}",
         "silence": f"{silence:.0f}",
-        "kept": kept[1] if kept else "none",
-        "gain": f"{gain[1]} {gain[2]}  {gain[3]} %" if gain else "none",
+        "kept": f"{count['kept']} of {count['tried']}",
+        "failed": str(count["invalid"] + count["busy"] + count["crashed"] + count["timed_out"]),
+        "gain": f"{gain['value']:+.6f} ± {(gain['high'] - gain['value']) / 1.96:.6f}  {gain['percent']:.1f} %"
+        if gain
+        else "",
     }
 
 
@@ -58,14 +65,14 @@ def main() -> None:
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
     print(f"{time.strftime('%Y-%m-%d')} | commit {commit} | {os.cpu_count()} cores | Python {sys.version.split()[0]}\n")
-    print("seed   first line   end   longest silence of a pipe   kept     confirmed gain")
+    print("seed   first line   end   longest silence of a pipe   kept     failed   gain")
     kept = 0
     with tempfile.TemporaryDirectory() as name:
         for seed in range(1, repeats + 1):
             found = run_demo(Path(name), seed)
-            kept += not found["kept"].startswith(("0", "none"))
+            kept += not found["kept"].startswith("0")
             line = f"{seed:4}{found['first']:>11} s{found['end']:>5} s{found['silence']:>26} s   {found['kept']:8} "
-            print(line + found["gain"], flush=True)
+            print(f"{line}{found['failed']:6}   {found['gain']}", flush=True)
     print(f"\n{kept} of {repeats} kept at least one change")
 
 
