@@ -1,6 +1,5 @@
 """The client and the model: what is checked before a search begins, and when program.md names another model."""
 
-import anthropic
 import pytest
 from anthropic_helpers import GOOD
 from loop_helpers import make_context
@@ -47,6 +46,8 @@ def test_what_only_a_person_can_mend_is_said(api, monkeypatch, variable, value, 
 
 
 def test_an_expired_login_is_no_edits_fault(api, tmp_path, monkeypatch):
+    import anthropic  # takes seconds, which each of pytest's processes would need
+
     def expired(*_):
         raise anthropic.CredentialsError("the token has expired")
 
