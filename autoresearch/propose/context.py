@@ -112,7 +112,8 @@ class Context:
     @property
     def tried(self) -> list[str]:
         """The descriptions of what was tried on this very best, or is about to be."""
-        return [row.description for row in self.rows if row.parent == self.best.commit] + self.under_way
+        here = [row for row in self.rows if row.parent == self.best.commit and row.status != "busy"]
+        return [row.description for row in here] + self.under_way
 
 
 class ProposalFailed(Exception):
