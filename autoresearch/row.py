@@ -113,6 +113,11 @@ def subject_of(message: str) -> str:
     return re.sub(r"^\d+: ", "", message.partition("\n")[0])
 
 
+def title_of(description: str) -> str:
+    """What was changed, without what the loop put in front of it."""
+    return ON_TOP.sub("", SECOND_LOOK.sub("", one_line(description)))
+
+
 def runs_of(row: Row) -> Runs:
     """The runs that a row was judged by."""
     return {int(seed): float(val_bpb) for seed, val_bpb in (run.split(":") for run in row.runs.split())}

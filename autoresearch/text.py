@@ -1,19 +1,18 @@
 """
-Text for a table, a terminal and a person; and the one line that a program ends with when the mistake is the user's.
+Text and tables for a terminal and a person; and the one line that a program ends with when the mistake is the user's.
 """
 
 import codecs
 import io
+import math
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # The byte order marks of files that are not UTF-8. UTF-32's begins with that of UTF-16.
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
 MARKS |= {codecs.BOM_UTF16_BE: "UTF-16"}
-
-
 BOM = "\ufeff"  # some editors put it before a text; Python reads over it
 
 
@@ -60,6 +59,11 @@ def one_line(text: str) -> str:
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
+def cut(text: str, limit: int) -> str:
+    """The beginning of a text; of one that is too long, an ellipsis says so."""
+    return text if len(text) <= limit else f"{text[: max(0, limit - 1)]}…"
+
+
 def last_lines(text: str, count: int = 30) -> str:
     """The last lines as a terminal would show them: of what a carriage return overwrote, only the end remains."""
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
@@ -74,3 +78,23 @@ def plural(count: int, name: str) -> str:
 def gain_text(gain: float, noise: float) -> str:
     """A gain and how many times the noise of one run it is."""
     return f"{gain:+.6f}, {gain / noise:+.1f} x noise"
+
+
+# -----------------------------------------------------------------------------
+# Tables
+
+Table = tuple[str, list[str], list[list[Any]]]  # (title, heads, rows); a column whose head begins with > is of numbers
+
+
+def say(pattern: str, value: float | None) -> str:
+    """A number in its pattern, nothing for null and nan."""
+    return "" if value is None or not math.isfinite(value) else pattern.format(value)
+
+
+def table_lines(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
+    """A table as text, nothing without rows."""
+    cells = [[head.removeprefix(">") for head in heads], *([one_line(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    forms = [f"{'>' if head[0] == '>' else '<'}{width}" for head, width in zip(heads, widths, strict=True)]
+    lines = ["  ".join(map(format, row, forms)).rstrip() for row in cells]
+    return ["", title, *(f"  {line}" for line in lines)] if rows else []

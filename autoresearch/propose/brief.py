@@ -16,7 +16,8 @@ from typing import NamedTuple
 from autoresearch.judge.keep_rule import KEEP_AT_LAST, KEEP_AT_ONCE, MAX_RUNS, SIMPLER_STATEMENTS
 from autoresearch.propose.context import Context, Training
 from autoresearch.propose.dry_check import usual_seconds
-from autoresearch.propose.history import FULL, clean, history, shortened, title_of, untrusted, was_near
+from autoresearch.propose.history import FULL, clean, history, shortened, untrusted, was_near
+from autoresearch.row import title_of
 from autoresearch.run import gpu
 from autoresearch.text import one_line
 
@@ -155,9 +156,9 @@ def by_category(context: Context) -> list[str]:
 def near_misses(context: Context) -> list[str]:
     """What was better than the best it was tried on, and was not kept later either."""
     numbers = {row.commit: row.number for row in context.rows}
-    kept = {title_of(row): row.number for row in context.rows if row.status == "keep"}
-    near = [row for row in context.rows[1:] if was_near(row) and kept.get(title_of(row), -1) < row.number]
-    last = {title_of(row): row for row in near}  # each change once: where it was judged last
+    kept = {title_of(row.description): row.number for row in context.rows if row.status == "keep"}
+    near = [row for row in context.rows[1:] if was_near(row) and kept.get(title_of(row.description), -1) < row.number]
+    last = {title_of(row.description): row for row in near}  # each change once: where it was judged last
     return [
         f"{row.number} on {numbers.get(row.parent, '?')}: {row.gain:+.6f}  {title[:160]}" for title, row in last.items()
     ][-NEAR_MISSES:]

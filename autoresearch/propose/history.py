@@ -9,8 +9,8 @@ import re
 import unicodedata
 
 from autoresearch.propose.context import Context
-from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of
-from autoresearch.text import one_line, plural
+from autoresearch.row import Row, runs_of, title_of
+from autoresearch.text import cut, one_line, plural
 
 FULL = 60  # experiments that have a line each, at least; twice as many at most
 IDEA = re.compile(r"\b([A-Z][A-Z0-9_]+)(?: from| =|:)? (\S+) (?:->|to) ([^\s,;:\[\])]+)")  # NAME old -> new
@@ -42,12 +42,6 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[:first]}\n[... {len(text) - limit} characters left out ...]\n{text[first - limit :]}"
 
 
-def cut(text: str, limit: int) -> str:
-    """The beginning of a text, in one line."""
-    line = one_line(text)
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
 def untrusted(text: str, limit: int) -> str:
     """Text that a program printed, for the model to look at: cleaned, truncated in its middle, fenced and labelled."""
     inside = re.sub("untrusted", "un-trusted", shortened(clean(text), limit), flags=re.IGNORECASE)
@@ -76,11 +70,6 @@ def was_near(row: Row) -> bool:
     return row.status == "discard" and row.gain > 0
 
 
-def title_of(row: Row) -> str:
-    """What was changed, without what the loop put in front of it."""
-    return ON_TOP.sub("", SECOND_LOOK.sub("", one_line(row.description)))
-
-
 def history_line(row: Row, by_commit: dict[str, Row], with_reason: bool = True) -> str:
     """One experiment. `by_commit`: the rows that others were tried on."""
     base = by_commit.get(row.parent) if row.number else None
@@ -99,7 +88,7 @@ def history_line(row: Row, by_commit: dict[str, Row], with_reason: bool = True) 
     if row.status not in ("keep", "discard"):
         cells.append(quoted(row.reason) if row.reason else "")
     elif with_reason and row.hypothesis and (row.status == "keep" or was_near(row)):
-        cells.append(f"why: {cut(row.hypothesis, 120)}")
+        cells.append(f"why: {cut(one_line(row.hypothesis), 120)}")
     return " | ".join(cell for cell in cells if cell)
 
 
@@ -119,11 +108,11 @@ def ideas(rows: list[Row]) -> list[str]:
     others: dict[str, dict[str, None]] = {}
     for row in (row for row in rows if row.status != "busy"):
         mark = "" if row.status == "discard" else " (kept)" if row.status == "keep" else f" ({row.status})"
-        changes = IDEA.findall(title_of(row))
+        changes = IDEA.findall(title_of(row.description))
         for name, old, new in changes:
             constants.setdefault(name, {old: None})[new + mark] = None
         if not changes and row.status != "keep":
-            others.setdefault(row.category or "other", {})[cut(title_of(row), 48) + mark] = None
+            others.setdefault(row.category or "other", {})[cut(title_of(row.description), 48) + mark] = None
     lines = [f"{name}: {latest([*values], VALUES, ', ')}" for name, values in sorted(constants.items())]
     return lines + [f"{category}: {latest([*titles], TITLES, '; ')}" for category, titles in sorted(others.items())]
 

@@ -14,7 +14,7 @@ from autoresearch.prove.pruning import FRESH_SEEDS, Pruning, largest_removal, re
 from autoresearch.prove.target import paired_sigma
 from autoresearch.prove.trials import Trials, note_plan, say_if_too_long, time_text
 from autoresearch.record.proof import pruned_line, shortened
-from autoresearch.record.table import table_lines
+from autoresearch.text import table_lines
 
 SEEDS = 2
 BY_CHANCE = 0.05  # the probability that any change is called harmful where none is (Bonferroni); of "real" likewise

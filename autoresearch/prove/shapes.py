@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from autoresearch.nouns import Task
 from autoresearch.prove.trials import Trials, key_of, time_text
-from autoresearch.record.table import table_lines
-from autoresearch.text import fail
+from autoresearch.text import fail, table_lines
 
 STEPS = 10
 COMPARABLE = 1.5  # the larger of two models has at most this many times the parameters of the other

@@ -13,7 +13,7 @@ from autoresearch.record.log import Log
 from autoresearch.record.reading import Now
 from autoresearch.record.status import fact_lines, make_status
 from autoresearch.row import Row
-from autoresearch.text import one_line, plural
+from autoresearch.text import cut, one_line, plural
 
 
 def result_line(row: Row, width: int | None = None) -> str:
@@ -36,10 +36,6 @@ def fitted(title: str, why: str, width: int | None) -> str:
     if width is None or len(title) + len(why) <= width:
         return title + why
     return cut(title, max(width - len(why), width // 3)) + cut(why, width - max(width - len(why), width // 3))
-
-
-def cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def say_result(log: Log, row: Row) -> None:

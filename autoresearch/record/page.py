@@ -16,9 +16,9 @@ from autoresearch.record.progress import progress_figure
 from autoresearch.record.reading import read_diffs, read_if_there, read_search
 from autoresearch.record.repository import Repository
 from autoresearch.record.status import FAILED, facts, found_tables, headline, make_status
-from autoresearch.record.table import Table, say
 from autoresearch.row import Row
 from autoresearch.source import code_lines
+from autoresearch.text import Table, say
 
 # -----------------------------------------------------------------------------
 # Tables

@@ -13,8 +13,8 @@ import numpy
 
 from autoresearch.judge.knowledge import Knowledge
 from autoresearch.record.charts import FAINT, GREEN, GREY, INK, LINE, PURPLE, RED, drawable, new_figure, quiet
-from autoresearch.row import ON_TOP, SECOND_LOOK, Row
-from autoresearch.text import one_line, plural
+from autoresearch.row import Row, title_of
+from autoresearch.text import plural
 
 LABELS = 24  # at most, however many changes were kept
 LENGTHS = (64, 46, 34, 24)  # characters of a label, from the best place for it to a poor one
@@ -46,7 +46,7 @@ def vertical_range(values: list[float], line: numpy.ndarray, noise: float) -> tu
 
 def label_text(description: str, limit: int) -> str:
     """The first clause of a description that says something, ended after a whole word where it is too long."""
-    told = ON_TOP.sub("", SECOND_LOOK.sub("", one_line(description)))
+    told = title_of(description)
     clause = re.match(r".{12,}?(?=: |; | \(| \[|$)|.*", told)[0]  # type: ignore[index]  # it matches all
     whole_words = clause[:limit].rpartition(" ")[0].rstrip(" ,->")
     return clause if len(clause) <= limit else f"{whole_words or clause[: limit - 1]}…"

@@ -8,8 +8,7 @@ from typing import Any
 from autoresearch.judge.noise import mean
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
-from autoresearch.record.table import Table, table_lines
-from autoresearch.text import one_line, plural
+from autoresearch.text import Table, cut, one_line, plural, table_lines
 
 TITLE = 70  # characters of a factor's title in a table
 
@@ -26,8 +25,7 @@ def read_proofs(ledger: Ledger) -> dict[str, Any]:
 
 
 def shortened(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= TITLE else f"{text[: TITLE - 1]}…"
+    return cut(one_line(text), TITLE)
 
 
 # -----------------------------------------------------------------------------
@@ -164,10 +162,10 @@ def promotion_tables(report: dict[str, Any]) -> list[Table]:
     rows = [
         [
             f"{old['baseline']}, {old['best']}",
-            *three(there["baseline"], there["best"]),
+            *with_gain(there["baseline"], there["best"]),
             f"{there['standard_error']:.6f}",
         ],
-        [f"{new['baseline']}, {new['best']}", *three(*here), f"{value['standard_error']:.6f}"],
+        [f"{new['baseline']}, {new['best']}", *with_gain(*here), f"{value['standard_error']:.6f}"],
     ]
     runs = [
         [arm, budget, f"{mean(values):.6f}", f"{mean(values) - here[0]:+.6f}", len(values)]
@@ -178,7 +176,7 @@ def promotion_tables(report: dict[str, Any]) -> list[Table]:
     return [("promotion: both at both depths", heads, rows), ("promotion: time to the target", run_heads, runs)]
 
 
-def three(baseline: float, best: float) -> list[str]:
+def with_gain(baseline: float, best: float) -> list[str]:
     return [f"{baseline:.6f}", f"{best:.6f}", f"{baseline - best:+.6f}"]
 
 

@@ -11,9 +11,8 @@ from autoresearch.judge.noise import mean
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import proof_facts, proof_tables, read_proofs
 from autoresearch.record.reading import Now, read_if_there
-from autoresearch.record.table import Table, say, table_lines
 from autoresearch.row import Row, runs_of
-from autoresearch.text import one_line, plural
+from autoresearch.text import Table, one_line, plural, say, table_lines
 
 VERSION = 2  # of the dictionary; a change of a key's meaning raises it
 SURE = 1.96  # standard errors to either side of a 95 % interval
@@ -83,14 +82,12 @@ def pace(ledger: Ledger, alive: bool) -> dict:
     """Experiments per hour, and the share of their time that the slots trained or scored."""
     hours = sum(sitting.last - sitting.start for sitting in ledger.sittings) / 3600
     slot_seconds = sum(sitting.slots * (sitting.last - sitting.start) for sitting in ledger.sittings)
-    busy = {}  # in a journal of before 2026-11-29 a second look noted its first runs again, with their numbers
-    for run in ledger.runs:
-        busy[run.seed, run.result.val_bpb if run.result.status == "ok" else run.ended] = run.result.slot_seconds
+    busy_seconds = sum(run.result.slot_seconds for run in ledger.runs)
     now = ledger.sittings[-1] if alive else None
     return {
         "hours": hours or None,
         "experiments_per_hour": ledger.tried / hours if hours else None,
-        "slot_busy_share": min(sum(busy.values()) / slot_seconds, 1) if slot_seconds else None,
+        "slot_busy_share": min(busy_seconds / slot_seconds, 1) if slot_seconds else None,
         "hours_left": max(now.deadline - time.time(), 0) / 3600 if now and now.deadline else None,
         "experiments_wanted": now.experiments if now else None,
     }

@@ -11,6 +11,7 @@ from autoresearch.files import ROOT
 from autoresearch.record.reading import find_tag, read_search
 from autoresearch.record.repository import open_repository
 from autoresearch.record.status import make_status, status_text
+from autoresearch.text import cut
 
 
 def main(arguments: list[str]) -> None:
@@ -25,6 +26,4 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(status, indent=1))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    print(
-        "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in status_text(status).splitlines())
-    )
+    print("\n".join(cut(line, width) for line in status_text(status).splitlines()))
