@@ -3,7 +3,10 @@ Where things lie, and how files are written and compared.
 """
 
 import hashlib
+import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
@@ -34,6 +37,23 @@ def append_line(path: Path, line: str) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def append_event(path: Path, event: str, values: dict) -> str:
+    """Add an event to a journal, with the time. Returns its line, as it will be read again."""
+    line = json.dumps({"event": event, "at": round(time.time(), 2)} | values)
+    append_line(path, line + "\n")
+    return line
+
+
+def read_events(path: Path) -> Iterator[dict]:
+    """The events of a journal, oldest first; what a kill cut short is left out."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        yield event
 
 
 def replace_file(path: Path, text: str) -> None:

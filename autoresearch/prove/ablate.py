@@ -15,7 +15,7 @@ from autoresearch.judge.static_check import audit_source
 from autoresearch.nouns import Task
 from autoresearch.prove.design import half_design, ordered_rows, seeds_per_row
 from autoresearch.prove.effects import Effects, Pair, analyse
-from autoresearch.prove.factors import Factor, Factors, Keep, Problem, find_factors, join_for
+from autoresearch.prove.factors import Factors, Keep, Problem, find_factors, join_for
 from autoresearch.prove.pruning import FRESH_SEEDS, Pruning
 from autoresearch.prove.trials import Stopped, Trials, key_of, note_plan, say_if_too_long, time_text
 from autoresearch.record.ledger import Ledger
@@ -58,25 +58,23 @@ def short_task(trials: Trials, what: str, source: str) -> Task:
 
 
 def all_rows(factors: Factors) -> list[tuple[int, ...]]:
+    """The combinations that a whole design runs."""
     half = half_design(len(factors.removable)).tolist() if factors.removable else []
     return [tuple(sign * level for level in row) for row in half for sign in (1, -1)]
-
-
-def without(factors: Factors, out: Factor) -> str:
-    return factors.source([-1 if factor == out else 1 for factor in factors.removable])
 
 
 def settled_factors(trials: Trials, problem: Problem, marked: set[int], rows: Rows) -> Factors:
     """The factors, each taken out for a short run; every one of their rows is a train.py that may run."""
     keeps = kept_changes(trials.ledger)
     if unknown := marked - {keep.number for keep in keeps}:
-        fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: not a kept change; kept: {numbers_of(keeps)}")
+        kept = ", ".join(str(keep.number) for keep in keeps)
+        fail(f"--fixed {', '.join(map(str, sorted(unknown)))}: not a kept change; kept: {kept}")
     while True:
         factors = find_factors(keeps, problem, marked)
         while joined := join_for(factors, problem, rows(factors)):
             factors = joined
         tasks = [
-            short_task(trials, f"without {factor.name}, {SHORT} steps", without(factors, factor))
+            short_task(trials, f"without {factor.name}, {SHORT} steps", factors.without([factor]))
             for factor in factors.removable
         ]
         missing = [task for task in tasks if key_of(task) not in trials.done]
@@ -91,10 +89,6 @@ def settled_factors(trials: Trials, problem: Problem, marked: set[int], rows: Ro
     return factors
 
 
-def numbers_of(keeps: list[Keep]) -> str:
-    return ", ".join(str(keep.number) for keep in keeps)
-
-
 # -----------------------------------------------------------------------------
 # Runs
 
@@ -103,9 +97,8 @@ def design_runs(trials: Trials, factors: Factors, seed: int) -> list[tuple[int, 
     """(pair, levels, run) in the order of running."""
     count = len(factors.removable)
     seeds = [seed + step for step in range(seeds_per_row(count))]
-    rows = ordered_rows(count, seeds)
     found = []
-    for pair, levels, seed in rows:
+    for pair, levels, seed in ordered_rows(count, seeds):
         name, tested = row_name(factors, levels), len(set(levels)) == 1
         task = Task(name, factors.source(levels), seed, "prove", budget=trials.budget, tested=tested)
         found.append((pair, levels, task))
@@ -118,8 +111,7 @@ def row_name(factors: Factors, levels: Iterable[int]) -> str:
     inside, out = ([factor.name for factor, level in pairs if level == side] for side in (1, -1))
     if not out or not inside:
         return "the best" if not out else "without all factors"
-    few = f"without {', '.join(out)}" if len(out) <= len(inside) else f"with {', '.join(inside)} alone"
-    return few
+    return f"without {', '.join(out)}" if len(out) <= len(inside) else f"with {', '.join(inside)} alone"
 
 
 def mirrored_pairs(trials: Trials, rows: list[tuple[int, tuple[int, ...], Task]]) -> list[Pair]:
@@ -148,7 +140,7 @@ def report_of(trials: Trials, factors: Factors, effects: Effects, crashed: list[
         "best": {"number": ledger.best.number, "commit": ledger.best.commit},
         "factors": [
             {**dataclasses.asdict(factor), "name": factor.name, **dataclasses.asdict(worth), "alone": None}
-            | {"diff": diff_text(best, without(factors, factor), "best", f"without {factor.name}")}
+            | {"diff": diff_text(best, factors.without([factor]), factor.name)}
             for factor, worth in zip(factors.removable, effects.worths, strict=True)
         ],
         "fixed": [{"name": factor.name, "title": factor.title, "why": why} for factor, why in factors.fixed],
@@ -171,10 +163,9 @@ def so_far(trials: Trials, factors: Factors, rows: list[tuple[int, tuple[int, ..
     return f"{head}:\n{ablation_text(report)}\n"
 
 
-def diff_text(before: str, after: str, old_name: str, new_name: str) -> str:
+def diff_text(best: str, after: str, factor: str) -> str:
     """What taking a factor out changes, to be looked at: what applies and runs can still not undo what it should."""
-    old, new = (lines_of(text) for text in (before, after))
-    return "".join(difflib.unified_diff(old, new, old_name, new_name, n=1))
+    return "".join(difflib.unified_diff(lines_of(best), lines_of(after), "best", f"without {factor}", n=1))
 
 
 # -----------------------------------------------------------------------------

@@ -56,10 +56,14 @@ class Factors:
     removable: list[Factor]
     fixed: list[tuple[Factor, str]] = field(default_factory=list)  # stay in, and why
 
+    def without(self, out: Iterable[Factor]) -> str:
+        """The best without these. Raises Conflict."""
+        return take_out(self.keeps, [factor.numbers for factor in out])
+
     def source(self, levels: Iterable[int]) -> str:
         """The train.py where `levels` gives each factor 1 (in) or -1 (out)."""
         pairs = zip(self.removable, levels, strict=True)
-        return take_out(self.keeps, [factor.numbers for factor, level in pairs if level < 0])
+        return self.without(factor for factor, level in pairs if level < 0)
 
 
 class Conflict(Exception):

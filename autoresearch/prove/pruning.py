@@ -39,13 +39,10 @@ class Pruning:
     problem: Problem
     seed: int  # the first that is fresh
 
-    def source(self, out: list[Factor]) -> str:
-        return self.factors.source([-1 if factor in out else 1 for factor in self.factors.removable])
-
     def refused(self, out: list[Factor]) -> str:
         """Why the best without these factors cannot run, or ""."""
         try:
-            return self.problem(self.source(out))
+            return self.problem(self.factors.without(out))
         except Conflict as conflict:
             return str(conflict)
 
@@ -54,7 +51,7 @@ class Pruning:
         name = f"the best without {names(out)}" if out else "the best"
         first = self.seed + round_ * FRESH_SEEDS
         seeds = range(first, first + FRESH_SEEDS)
-        return [Task(name, self.source(out), seed, "prove", budget=self.trials.budget) for seed in seeds]
+        return [Task(name, self.factors.without(out), seed, "prove", budget=self.trials.budget) for seed in seeds]
 
     def values(self, out: list[Factor], round_: int) -> Runs:
         runs = {task.seed: self.trials.value(task) for task in self.tasks(out, round_)}
@@ -135,7 +132,7 @@ def note_alone(pruning: Pruning, factor: Factor, entry: dict[str, Any]) -> None:
 
 
 def report_of(pruning: Pruning, out: list[Factor], round_: int) -> dict[str, Any]:
-    best, source = pruning.source([]), pruning.source(out)
+    best, source = pruning.factors.without([]), pruning.factors.without(out)
     lines = code_lines(best) - code_lines(source)
     report: dict[str, Any] = {"out": [factor.name for factor in out], "lines": lines, "branch": ""}
     if reason := pruning.problem(source):

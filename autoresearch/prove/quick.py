@@ -7,7 +7,7 @@ import math
 from scipy import stats
 
 from autoresearch.nouns import Runs, Task
-from autoresearch.prove.ablate import problems, settled_factors, without
+from autoresearch.prove.ablate import problems, settled_factors
 from autoresearch.prove.effects import Difference, Effects, Worth, p_of_worse, paired_difference
 from autoresearch.prove.factors import Factor, Factors
 from autoresearch.prove.pruning import FRESH_SEEDS, Pruning, largest_removal, report_of
@@ -46,7 +46,7 @@ def measure_each(trials: Trials, marked: set[int]) -> None:
 def arms_of(trials: Trials, factors: Factors, seed: int) -> list[list[Task]]:
     """The runs of the best, and of the best without each factor."""
     best = {"the best": trials.ledger.source_of(trials.ledger.best.number)}
-    sources = best | {f"the best without {each.name}": without(factors, each) for each in factors.removable}
+    sources = best | {f"the best without {each.name}": factors.without([each]) for each in factors.removable}
     seeds = range(seed, seed + SEEDS)
     return [[Task(name, text, each, "prove", budget=trials.budget) for each in seeds] for name, text in sources.items()]
 

@@ -7,17 +7,15 @@ The runs of an ablation or a promotion, with a journal of their own, so that the
 They are made on the bench, which is handed in.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch.files import append_line
+from autoresearch.files import append_event, read_events
 from autoresearch.nouns import Run, RunResult, Task, result_of
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.log import Log
@@ -85,23 +83,20 @@ class Trials:
 
 
 def read_journal(trials: Trials) -> None:
-    """Take in what earlier calls ran; what a kill cut short is left out."""
-    lines = trials.journal.read_text(errors="replace").splitlines() if trials.journal.exists() else []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if event["event"] == "plan":
-                trials.plans.append(event["plan"])
-            else:
-                results = trials.done if event["event"] == "run" else trials.slow
-                results[event["key"]] = result_of(event["result"])
+    """Take in what earlier calls ran."""
+    for event in read_events(trials.journal):
+        if event["event"] == "plan":
+            trials.plans.append(event["plan"])
+        else:
+            results = trials.done if event["event"] == "run" else trials.slow
+            results[event["key"]] = result_of(event["result"])
 
 
 def note_plan(trials: Trials, plan: dict) -> dict:
     """The plan of an earlier call for the same best, or this one, noted: what it says must not change halfway."""
     same = [each for each in trials.plans if each["for"] == plan["for"]]
     if not same:
-        append_line(trials.journal, json.dumps({"event": "plan", "at": round(time.time(), 2), "plan": plan}) + "\n")
+        append_event(trials.journal, "plan", {"plan": plan})
         trials.plans.append(plan)
     return same[-1] if same else plan
 
@@ -112,9 +107,8 @@ def note_run(trials: Trials, task: Task, run: Run) -> None:
     result = dataclasses.replace(result, tail="" if result.status == "ok" else result.tail[-3000:])
     (trials.slow if slow else trials.done)[key_of(task)] = result
     if result.status != "fault":
-        event = {"event": "slow" if slow else "run", "at": round(time.time(), 2), "key": key_of(task)}
-        what = {"what": task.title, "result": dataclasses.asdict(result)}
-        append_line(trials.journal, json.dumps(event | what) + "\n")
+        values = {"key": key_of(task), "what": task.title, "result": dataclasses.asdict(result)}
+        append_event(trials.journal, "slow" if slow else "run", values)
     said = f"{result.val_bpb:.6f}" if result.status == "ok" and not task.steps else result.status
     why = f"  ({result.error})" if result.status != "ok" else ""
     trials.log.say(f"  {said:>9}  seed {task.seed}  {one_line(task.title)}{why}")

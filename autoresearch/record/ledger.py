@@ -12,12 +12,11 @@ import dataclasses
 import functools
 import itertools
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoresearch.files import ROOT, append_line, replace_file
+from autoresearch.files import ROOT, append_event, read_events, replace_file
 from autoresearch.judge.knowledge import Knowledge, knowledge
 from autoresearch.nouns import FRESH, Run, Runs, Usage, result_of
 from autoresearch.record.repository import (
@@ -229,13 +228,8 @@ def known_after(ledger: Ledger, rows: int, later: int) -> Knowledge:
 
 
 def read_journal(ledger: Ledger) -> None:
-    """Take in all events, oldest first; what a kill cut short is left out."""
-    path = ledger.folder / "journal.jsonl"
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
+    """Take in all events."""
+    for event in read_events(ledger.folder / "journal.jsonl"):
         take_in(ledger, event)
 
 
@@ -260,10 +254,8 @@ def take_in(ledger: Ledger, event: dict) -> None:
 
 def note(ledger: Ledger, event: str, values: dict) -> None:
     """Add an event to the journal, and take it in as it will be read again."""
-    line = json.dumps({"event": event, "at": round(time.time(), 2)} | values)
     ledger.folder.mkdir(parents=True, exist_ok=True)
-    append_line(ledger.folder / "journal.jsonl", line + "\n")
-    take_in(ledger, json.loads(line))
+    take_in(ledger, json.loads(append_event(ledger.folder / "journal.jsonl", event, values)))
 
 
 def note_run(ledger: Ledger, run: Run) -> None:
