@@ -43,8 +43,7 @@ from autoresearch.files import ROOT
 from autoresearch.judge.trust import load_measure
 from autoresearch.loop import limits
 from autoresearch.loop.bench import close, collect, make_slots, may_run, run_all, start, wait
-from autoresearch.loop.decide import decide, look_again
-from autoresearch.loop.faults import fault_costs, give_up
+from autoresearch.loop.decide import decide, fault_costs, give_up, look_again
 from autoresearch.loop.inflight import Queue, begin, bench_of, fits, restore_queue
 from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin

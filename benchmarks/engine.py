@@ -87,7 +87,7 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from autoresearch.loop.bench import Slot
     from autoresearch.loop.inflight import Queue, bench_of, restore_queue
     from autoresearch.loop.session import Options, Session
-    from autoresearch.record.log import Log
+    from autoresearch.record.lines import Log
     from autoresearch.record.reading import read_ledger
     from autoresearch.record.repository import open_repository
     from autoresearch.record.restore import open_ledger

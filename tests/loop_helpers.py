@@ -23,7 +23,7 @@ from autoresearch.loop.inflight import Queue, bench_of
 from autoresearch.loop.session import Session
 from autoresearch.propose.context import Context
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.repository import Repository
 from autoresearch.row import HEADER, Row, parse_row
 from autoresearch.settings import Options, Settings

@@ -10,9 +10,7 @@ What agent_loop.py is made of.
     short_run.py   the twenty steps that check takes
     verdicts.py    what follows from the runs of one experiment
     decide.py      the same, carried out and recorded
-    mergeable.py   whether a train.py may run, and an edit on top of another best
     limits.py      time, experiments and money that are left
     disk.py        room on the disk, and runs that were lost for lack of it
-    faults.py      what a fault of the loop itself costs: one experiment
     live.py        the live lines, the picture and the page
 """

@@ -39,7 +39,7 @@ from autoresearch.loop.session import Session, note_fault, run_options
 from autoresearch.machine import cores
 from autoresearch.nouns import FRESH, Run, RunResult, Task
 from autoresearch.process import GRACE
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.run import cluster
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions

@@ -11,9 +11,8 @@ from autoresearch.judge.belief import measured_gain, posterior
 from autoresearch.judge.keep_rule import KEEP_AT_ONCE
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.limits import proposals_to_come, run_seconds
-from autoresearch.loop.mergeable import forbidden
 from autoresearch.loop.session import Session
-from autoresearch.loop.verdicts import attempt_runs
+from autoresearch.loop.verdicts import attempt_runs, forbidden
 from autoresearch.nouns import Experiment, Run
 from autoresearch.propose.context import Context, Crash, Training
 from autoresearch.propose.dry_check import dry_check
@@ -26,6 +25,10 @@ def make_context(
 ) -> Context:
     """All that a proposer may know at this moment, for an experiment of its own or to repair one that crashed."""
     options, settings = session.options, session.settings
+    crash = None
+    if crashed:
+        tail = attempt_runs(ledger, crashed)[-1].result.tail
+        crash = Crash(crashed.number, crashed.proposal.source, tail, crashed.repairs + 1)
     late = options.deadline - run_seconds(ledger, options.time_budget)
     return Context(
         number=crashed.number if crashed else ledger.next_number,
@@ -43,7 +46,7 @@ def make_context(
         failures=[(failure.after, failure.reason) for failure in ledger.failures if failure.told],
         under_way=under_way(queue),
         trainings=recent_trainings(ledger, options.scale),
-        crash=crash_of(ledger, crashed) if crashed else None,
+        crash=crash,
         read=functools.partial(read_experiment, ledger),
         forbidden=functools.partial(forbidden, ledger),
         check=functools.partial(dry_check, settings, options.seed, lambda: session.ending),
@@ -60,10 +63,10 @@ def under_way(queue: Queue) -> list[str]:
     return begun + waiting + written
 
 
-def recent_trainings(ledger: Ledger, scale: str, count: int = 3) -> list[Training]:
-    """How training went: the best's first run, then the last experiments'."""
+def recent_trainings(ledger: Ledger, scale: str) -> list[Training]:
+    """How training went: the best's first run, then the last three experiments'."""
     best, runs = ledger.best.number, ledger.runs_by_number
-    last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-count:]
+    last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-3:]
     first = [runs[number][0] for number in [best, *last] if number in runs]
     return [training_of(run, scale) for run in first if run.result.losses]
 
@@ -78,11 +81,6 @@ def training_of(run: Run, scale: str) -> Training:
         memory_gb=result.memory_gb or math.nan,
         mfu_percent=math.nan if scale == "cpu" else result.facts.get("mfu_percent") or math.nan,
     )
-
-
-def crash_of(ledger: Ledger, crashed: Experiment) -> Crash:
-    (*_, run) = attempt_runs(ledger, crashed)
-    return Crash(crashed.number, crashed.proposal.source, run.result.tail, crashed.repairs + 1)
 
 
 def keep_gain(ledger: Ledger) -> float:

@@ -1,14 +1,19 @@
 """
 Decide and record: what an experiment's runs make of it, carried out. verdicts.py says what; here it is done.
+
+A fault of the loop itself, or of a library or of git under it, costs one experiment or one proposal, not the night. The
+traceback goes to loop.log. Three faults with nothing recorded in between end the session, as any end does.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 from autoresearch.loop import verdicts
-from autoresearch.loop.inflight import Queue, finish, let_wait, new_proposal_folder
+from autoresearch.loop.disk import wait_for_room
+from autoresearch.loop.inflight import Queue, finish, let_wait, new_proposal_folder, set_aside
 from autoresearch.loop.limits import over_budget
-from autoresearch.loop.mergeable import forbidden
-from autoresearch.loop.session import FAULT, Session, notify
+from autoresearch.loop.session import FAULT, Session, note_fault, notify
 from autoresearch.nouns import Experiment, Task, Verdict
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, write_result
 from autoresearch.record.lines import result_line, say_result
@@ -24,12 +29,12 @@ def decide(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
     runs = verdicts.attempt_runs(ledger, experiment)
     looks_again = runs and SECOND_LOOK.match(experiment.proposal.description)
     if not looks_again and not verdicts.own_runs(ledger, experiment):
-        if problem := forbidden(ledger, experiment.proposal.source):
+        if problem := verdicts.forbidden(ledger, experiment.proposal.source):
             record(session, ledger, queue, experiment, Verdict("invalid", problem))
         else:
             queue_runs(session, ledger, queue, experiment, first_seed(session, ledger, queue, experiment))
         return
-    verdict = verdicts.verdict_on(ledger, session.options, session.settings, experiment)
+    verdict = verdicts.verdict_on(ledger, session.settings, experiment)
     if may_repair(session, ledger, queue, experiment):
         queue.crashed.append(experiment)
     elif verdict.next_seed is not None:
@@ -116,7 +121,7 @@ def decide_against_newer_best(
 
 def look_again(session: Session, ledger: Ledger, queue: Queue) -> Experiment | None:
     """A second look at a near miss, as an experiment, if there is reason for one. Its runs count on."""
-    row = verdicts.second_look(ledger, session.options, session.settings, queue.descriptions)
+    row = verdicts.second_look(ledger, session.settings, queue.descriptions)
     if not row:
         return None
     folder = ledger.experiment_folder(ledger.next_number)
@@ -160,3 +165,36 @@ def tell_of_failure(session: Session, ledger: Ledger, queue: Queue, experiment: 
     runs = verdicts.attempt_runs(ledger, experiment)
     tail = runs[-1].result.tail if runs else ""
     queue.asking.notes.append(f"{row.description}\n{row.status}: {row.reason}\n{tail}")
+
+
+# -----------------------------------------------------------------------------
+# Faults
+
+
+@contextlib.contextmanager
+def fault_costs(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment | None = None) -> Iterator[None]:
+    """Let a fault in the block cost this experiment, if it is about one, and end there."""
+    try:
+        yield
+    except Exception as error:  # whosever fault it is
+        wait_for_room(session, ledger.folder)
+        reason = note_fault(session, error)
+        if experiment:
+            give_up(session, ledger, queue, experiment, reason)
+
+
+def give_up(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment, reason: str) -> None:
+    """Let an experiment be a crash, unless it has its row, or set its proposal aside; try the baseline again."""
+    try:
+        if experiment.number not in queue.experiments and experiment.base >= 0:
+            set_aside(ledger, queue, experiment, reason, session.log)
+        elif experiment.number in queue.experiments and ledger.has_row(experiment.number):
+            settle(session, ledger, queue, experiment)
+        elif experiment.number in queue.experiments and ledger.kept:
+            record(session, ledger, queue, experiment, Verdict("crash", reason))
+        elif experiment.number in queue.experiments:
+            queue.undecided.append(experiment)
+    except Exception as error:  # of the same cause, most likely: it is decided later, or in the next session
+        note_fault(session, error)
+        if experiment.number in queue.experiments:
+            queue.undecided.append(experiment)

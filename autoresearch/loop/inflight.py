@@ -18,12 +18,12 @@ from typing import Any
 
 from autoresearch.files import replace_file
 from autoresearch.loop.bench import Bench, Slot
-from autoresearch.loop.mergeable import on_best
 from autoresearch.loop.session import Session
+from autoresearch.loop.verdicts import on_best
 from autoresearch.nouns import FRESH, Experiment, Proposal, Run, Task, Usage
 from autoresearch.propose.context import Context
 from autoresearch.record.ledger import Ledger, note_failure, note_run, write_experiment
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.repository import commit_of, experiment_refs, repair_ref
 from autoresearch.row import subject_of
 

@@ -15,8 +15,7 @@ from autoresearch.loop.limits import last_costs, proposals_to_come
 from autoresearch.loop.session import Session
 from autoresearch.propose.models import cost_line
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.lines import progress_parts, speed_parts
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log, progress_parts, speed_parts
 from autoresearch.record.repository import Repository
 from autoresearch.run import sandbox
 from autoresearch.text import one_line, plural

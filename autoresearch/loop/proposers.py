@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 from autoresearch.loop.bench import in_thread
 from autoresearch.loop.briefing import make_context
-from autoresearch.loop.decide import decide, record
+from autoresearch.loop.decide import decide, fault_costs, record
 from autoresearch.loop.disk import cannot_write
-from autoresearch.loop.faults import fault_costs
 from autoresearch.loop.inflight import (
     Ask,
     Asking,
@@ -249,8 +248,7 @@ def no_proposal_came(
     if crashed and fault and (over or hope):
         queue.crashed.append(crashed)
     elif crashed:
-        verdict = verdict_on(ledger, session.options, session.settings, crashed)
-        record(session, ledger, queue, crashed, verdict)
+        record(session, ledger, queue, crashed, verdict_on(ledger, session.settings, crashed))
 
 
 def gives_up(session: Session, asking: Asking) -> str:

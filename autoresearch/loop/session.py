@@ -17,7 +17,7 @@ from autoresearch.notify import send
 from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.record.ledger import Ledger, note
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Options, Settings, flat, parse_program

@@ -24,7 +24,7 @@ from autoresearch.propose.api import check_model
 from autoresearch.propose.context import Fault
 from autoresearch.propose.dry_check import prepare_cpu_data
 from autoresearch.record.ledger import Ledger, read_journal
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.reading import left_elsewhere, search_tags
 from autoresearch.record.repository import (
     Repository,

@@ -11,15 +11,37 @@ from autoresearch.judge.belief import after_candidate
 from autoresearch.judge.keep_rule import better_of_two, judge, reconsider
 from autoresearch.judge.knowledge import looked_at_again
 from autoresearch.judge.noise import mean, without_seed
+from autoresearch.judge.static_check import audit_source
 from autoresearch.judge.trust import busy_text
-from autoresearch.loop.mergeable import on_best
-from autoresearch.loop.session import Options
+from autoresearch.merge import merge_texts
 from autoresearch.nouns import Experiment, Proposal, Run, RunResult, Runs, Usage, Verdict
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
-from autoresearch.source import count_statements
+from autoresearch.source import count_statements, edit_problem
 from autoresearch.text import gain_text
+
+# -----------------------------------------------------------------------------
+# Whether it may run
+
+
+def forbidden(ledger: Ledger, source: str) -> str:
+    """What a train.py does that the search's first one does not do and no training has to do, or ""."""
+    return audit_source(source, ledger.source_of(ledger.kept[0].number)) if ledger.kept else ""
+
+
+def on_best(ledger: Ledger, source: str, base: int) -> str | None:
+    """`source`, an edit of the best `base`, on top of the present best. None if it does not fit.
+
+    It fits if the two changes touch no line in common, and what comes of them is an edit that may run.
+    """
+    best = ledger.best.number
+    if base == best:
+        return source
+    best_source = ledger.source_of(best)
+    merged = merge_texts(best_source, ledger.source_of(base), source)
+    return None if not merged or edit_problem(best_source, merged) or forbidden(ledger, merged) else merged
+
 
 # -----------------------------------------------------------------------------
 # The verdict
@@ -57,20 +79,13 @@ def good_runs(runs: list[Run]) -> Runs:
     return {run.seed: run.result.val_bpb for run in runs if run.result.status == "ok"}
 
 
-def verdict_on(ledger: Ledger, options: Options, settings: Settings, experiment: Experiment) -> Verdict:
-    """What an experiment's runs so far, one at least, make of it."""
+def verdict_on(ledger: Ledger, settings: Settings, experiment: Experiment) -> Verdict:
+    """What an experiment's runs so far, one at least, make of it, next to the best that its edit was made for."""
     runs = attempt_runs(ledger, experiment)
     failed = [run.result for run in runs if run.result.status != "ok"]
     if failed:
         status, reason = failed[-1].status, failed[-1].error
         return Verdict(status, busy_text(reason, good_runs(runs)) if status == "busy" else reason)
-    return judge_runs(ledger, options, settings, experiment, runs)
-
-
-def judge_runs(
-    ledger: Ledger, options: Options, settings: Settings, experiment: Experiment, runs: list[Run]
-) -> Verdict:
-    """judge() with what this search knows, against the best that the edit was made for."""
     known = ledger.known
     values = without_seed(good_runs(runs), known.offsets)
     if not ledger.kept:
@@ -92,7 +107,7 @@ def is_slip(run: Run) -> bool:
     return raised and not re.search(r"OutOfMemoryError|MemoryError|out of memory", run.result.tail)
 
 
-def second_look(ledger: Ledger, options: Options, settings: Settings, under_way: list[str]) -> Row | None:
+def second_look(ledger: Ledger, settings: Settings, under_way: list[str]) -> Row | None:
     """A near miss on the present best, if what came after has shown that best to be a lucky one."""
     known, best = ledger.known, ledger.best
     limit = settings.memory_limit_gb or math.inf

@@ -18,7 +18,7 @@ from pathlib import Path
 from autoresearch.files import append_event, read_events
 from autoresearch.nouns import Run, RunResult, Task, result_of
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.text import one_line, plural
 
 

@@ -178,10 +178,9 @@ class Ledger:
         """The runs of an experiment that ended, oldest first."""
         return [run for run in self.runs_by_number.get(number, []) if (run.purpose, run.attempt) == (purpose, attempt)]
 
-    def good_runs(self, number: int, purpose: str, attempt: int = 0) -> Runs:
+    def good_runs(self, number: int, purpose: str) -> Runs:
         """val_bpb by seed, of those that ended well."""
-        runs = self.runs_for(number, purpose, attempt)
-        return {run.seed: run.result.val_bpb for run in runs if run.result.status == "ok"}
+        return {run.seed: run.result.val_bpb for run in self.runs_for(number, purpose) if run.result.status == "ok"}
 
     @property
     def confirming(self) -> Runs:

@@ -1,19 +1,51 @@
 """
-What a person sees at the terminal: one line per experiment, one per slot, and the summary that the morning begins with.
+What a person sees at the terminal and finds again in runs/<tag>/loop.log: one line per experiment, one per slot, and
+the summary that the morning begins with.
 """
 
 import math
 import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
+from rich.console import Console
 from rich.text import Text
 
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.log import Log
 from autoresearch.record.reading import Now
 from autoresearch.record.status import fact_lines, make_status
 from autoresearch.row import Row
 from autoresearch.text import cut, one_line, plural
+
+
+@dataclass
+class Log:
+    """A terminal and a file."""
+
+    console: Console
+    path: Path
+
+    @property
+    def width(self) -> int | None:
+        """Characters of a line of the terminal; None where nobody reads it at one, so that nothing need be cut."""
+        return self.console.width if self.console.is_terminal else None
+
+    def show(self, text: str) -> None:
+        """A line for the terminal only."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
+
+    def write(self, text: str) -> None:
+        """A line for the file only."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def say(self, text: str) -> None:
+        """A line for both; the file comes first, as it is there for whoever looks later."""
+        self.write(text)
+        self.show(text)
 
 
 def result_line(row: Row, width: int | None = None) -> str:

@@ -4,7 +4,7 @@ Coming back to a search: branch, rows, journal and train.py as the last session 
 
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, commit_results, follow_best, print_table
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.repository import (
     GitError,
     changed,

@@ -16,7 +16,7 @@ sys.path.insert(0, os.getcwd())  # the repository of the test
 from printed_loop import believe_what_is_printed
 
 from autoresearch.judge import knowledge
-from autoresearch.loop import bench, decide, inflight, live, mergeable, proposers, verdicts
+from autoresearch.loop import bench, decide, inflight, live, proposers, verdicts
 from autoresearch.record import ledger, page
 
 STAGES = {  # stage: the places by which the engine calls it
@@ -24,12 +24,12 @@ STAGES = {  # stage: the places by which the engine calls it
     "propose": [(proposers.PROPOSERS, "command"), (proposers.PROPOSERS, "constants")],
     "queue": [(inflight, "store")],
     "merge": [(inflight, "on_best")],
-    "check": [(decide, "forbidden"), (mergeable, "audit_source")],
+    "check": [(decide, "forbidden"), (verdicts, "audit_source")],
     "commit": [(inflight, "write_experiment")],
     "start": [(bench, "options_of")],
     "run": [(bench, "believed")],
     "journal": [(inflight, "note_run")],
-    "judge": [(verdicts, "judge_runs"), (knowledge, "pooled_noise")],
+    "judge": [(verdicts, "judge"), (knowledge, "pooled_noise")],
     "record": [(decide, "write_result")],
     "table": [(ledger, "print_table")],
     "branch": [(decide, "move_branch")],

@@ -23,7 +23,7 @@ def test_a_run_that_was_busy_twice_tells_nothing_of_an_edit_but_what_was_good(tm
     note_run(ledger, Run(3, 43, busy))
     session = make_session(ledger.folder / "log")
     experiment = Experiment(Proposal("x", "x = 1"), 0, ledger.experiment_folder(3), 3)
-    verdict = verdict_on(ledger, session.options, session.settings, experiment)
+    verdict = verdict_on(ledger, session.settings, experiment)
     assert verdict.status == "busy"
     assert verdict.reason == f"the machine was busy: seed 42 gave 1.000000 ({busy.error})"
 

@@ -9,7 +9,7 @@ from autoresearch.loop.inflight import Queue, begin, restore_queue
 from autoresearch.loop.proposers import restart_repaired
 from autoresearch.nouns import Experiment, Proposal
 from autoresearch.record.ledger import Ledger, move_branch, write_result
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.repository import open_repository
 
 

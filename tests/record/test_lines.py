@@ -6,8 +6,7 @@ import pytest
 from loop_helpers import make_row
 from rich.console import Console
 
-from autoresearch.record.lines import progress_parts, result_line, say_result, speed_parts
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log, progress_parts, result_line, say_result, speed_parts
 
 LINE = "step 12 | 34.0 % | loss 2.1234 | 18.3 k tok/s | mfu {} % | 13 s left"
 LONG = make_row(number=7, status="discard", val_bpb=2.1, gain=-0.1, description="a long description " * 10)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from autoresearch.files import ROOT
 from autoresearch.record.ledger import Ledger, changed_by_hand, follow_best, move_branch, read_journal, write_result
-from autoresearch.record.log import Log
+from autoresearch.record.lines import Log
 from autoresearch.record.reading import read_ledger, read_search
 from autoresearch.record.repository import Repository, open_repository
 from autoresearch.record.restore import open_ledger

@@ -1,6 +1,5 @@
 """status: what it says of a search, from the disk alone."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -39,9 +38,9 @@ def test_trajectory_follows_from_what_is_believed_of_the_last_experiments(gains,
     assert trajectory(dict(enumerate(gains, 1)), kept, sigma=0.01)["word"] == word
 
 
-def test_a_slot_that_scores_is_busy_and_a_second_look_runs_nothing_twice():
+def test_a_slot_that_scores_is_busy():
     once = Run(1, 42, RunResult("ok", 60.0, 1.6, extra_seconds=36.0), ended=100.0)
-    runs = [once, dataclasses.replace(once, number=2), Run(3, 42, RunResult("crash", 4.0), ended=104.0)]
+    runs = [once, Run(3, 42, RunResult("crash", 4.0), ended=104.0)]
     sitting = Sitting(0.0, 1, "constants", "cpu", 2, None, None, 125.0)
     assert pace(Ledger(Repository(Path()), "t", runs=runs, sittings=[sitting]), False)["slot_busy_share"] == 100 / 250
 
