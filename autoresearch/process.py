@@ -1,10 +1,9 @@
 """
-A process, run to its end: its output in a capped log, and its whole process group gone when run_process() returns.
-under_guard() adds that all that it started ends with it, and with the loop, however the loop ends.
+A process, run to its end under its guard (guard.py), and its output in a capped log. When run_process() returns, all
+that it started is gone; so it is when the loop ends, however it ends.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -24,7 +23,6 @@ LOG_LIMIT = 10_000_000  # bytes of a log that are kept, besides its end
 TAIL = 100_000  # bytes of the end of a log: the summary, or the exception, which torch.compile makes long
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-LIBC = ctypes.CDLL(None)
 
 
 def stop_on_signals(stop: threading.Event) -> None:
@@ -70,25 +68,6 @@ def read_pipe(pipe: IO[bytes], wait: float) -> bytes | None:
     return (os.read(pipe.fileno(), 65536) or None) if ready else b""
 
 
-def die_with_loop() -> None:
-    """Called in the child: Linux shall kill it if the loop is killed, or it would hold the GPU of the next loop."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def kill_group(process: subprocess.Popen, grace: float) -> None:
-    """SIGTERM to the whole group, SIGKILL after `grace` seconds to what is left of it. The leader is reaped."""
-    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):  # nobody left (macOS says the latter of a zombie)
-            break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
-    process.wait()
-
-
 def under_guard(command: list[str], grace: float, limits: dict[str, Any] | None = None) -> list[str]:
     """The command line that runs `command` under guard.py, which ends all that it started: also when this process is
     killed, and where it is over the limits, if any are given (run/sandbox.py makes them)."""
@@ -105,12 +84,10 @@ def run_process(
     limit: float,
     should_stop: Callable[[], bool] = lambda: False,
     on_output: Callable[[str], None] = lambda tail: None,
-    grace: float | None = None,
 ) -> Ended:
-    """Run `command` for at most `limit` seconds of wall-clock time, its output in `log_path`, and kill its whole group.
+    """Run `command`, which under_guard() has made, for at most `limit` seconds of wall-clock time.
 
     `should_stop` is asked about five times a second; `on_output` gets the end of the output whenever there is more.
-    `grace`: seconds between SIGTERM and SIGKILL, GRACE by default.
     """
     started, how, log = time.monotonic(), "exit", CappedLog(log_path)
     process = subprocess.Popen(
@@ -121,7 +98,6 @@ def run_process(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=die_with_loop,
     )
     assert process.stdout
     try:
@@ -140,7 +116,11 @@ def run_process(
                 log.write(chunk)
                 on_output(log.tail.decode(errors="replace"))
     finally:
-        kill_group(process, (GRACE if grace is None else grace) if process.poll() is None else 0)
+        process.terminate()  # the guard, which gives the run GRACE seconds and then needs a moment
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE + 5)
+        process.kill()
+        process.wait()
         for _ in range(16):  # what it wrote before it died: a pipe holds no more than this
             log.write(read_pipe(process.stdout, 0) or b"")
         process.stdout.close()

@@ -268,4 +268,4 @@ def run_command(context: Context, work: Path) -> Ended:
     limit = min(context.settings.proposal_timeout, context.deadline - time.monotonic())
     command = under_guard(["/bin/sh", "-c", context.options.command], GRACE)
     log = context.folder / "proposal.log"
-    return run_process(command, work, dict(os.environ), log, limit, context.should_stop, grace=GRACE + 5)
+    return run_process(command, work, dict(os.environ), log, limit, context.should_stop)

@@ -2,7 +2,7 @@
 One run: the text of a train.py in, a RunResult out. Knows nothing of git, history or judgement.
 
 The training is a process in a session of its own: nothing that it prints, forks or hangs on can reach the loop, and the
-whole process group is gone when run_process() returns. Its environment holds what a training needs and no secret.
+process group is gone when run_process() returns. Its environment holds what a training needs and no secret.
 sandbox.py decides what else it may see, write and use up.
 """
 
@@ -177,7 +177,6 @@ def run_training(
         options.kill_after,
         should_stop,
         watch,
-        grace=GRACE + 5,  # of the guard, which gives the run GRACE seconds and then needs a moment
     )
     sandbox.tidy(folder)
     sandbox.prune_caches()
