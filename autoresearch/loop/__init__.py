@@ -7,7 +7,6 @@ What agent_loop.py is made of.
     inflight.py    what is in flight: proposals that wait, experiments without a verdict, proposers at work
     briefing.py    the one maker of what a proposer is told
     proposers.py   the proposer at work, in a thread
-    short_run.py   the twenty steps that check takes
     verdicts.py    what follows from the runs of one experiment
     decide.py      the same, carried out and recorded
     limits.py      time, experiments and money that are left

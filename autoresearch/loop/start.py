@@ -57,10 +57,15 @@ def check_arguments(args: Namespace) -> None:
     check_session_arguments(args)
     if args.proposer == "command" and not args.command:
         fail("--proposer command needs --command '...'")
-    for name, least in (("experiments", 1), ("max_cost", 0)):
+    check_least(args, experiments=1, max_cost=0)
+
+
+def check_least(args: Namespace, **least: int) -> None:
+    """The smallest value that each of these options may have, if it is given."""
+    for name, smallest in least.items():
         value = getattr(args, name)
-        if value is not None and not value >= least:
-            fail(f"--{name.replace('_', '-')} {value} is not {least} or more")
+        if value is not None and not value >= smallest:
+            fail(f"--{name.replace('_', '-')} {value} is not {smallest} or more")
 
 
 def check_tag(tag: str | None) -> None:
@@ -75,7 +80,9 @@ def check_session_arguments(args: Namespace) -> None:
     """What a search, `ablate` and `promote` are all asked: how long, and where."""
     if args.hours is not None and not args.hours > 0:
         fail(f"--hours {args.hours} is not more than 0")
-    check_slots(args)
+    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
+        fail("--gpus, --slots and --ray exclude each other: give one of them")
+    check_least(args, slots=1)
 
 
 def add_slots(parser: ArgumentParser) -> None:
@@ -83,13 +90,6 @@ def add_slots(parser: ArgumentParser) -> None:
     parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
     parser.add_argument("--slots", type=int, help="at the cpu scale: so many runs at once (default: 1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
-
-
-def check_slots(args: Namespace) -> None:
-    if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
-        fail("--gpus, --slots and --ray exclude each other: give one of them")
-    if args.slots is not None and not args.slots >= 1:
-        fail(f"--slots {args.slots} is not 1 or more")
 
 
 def check_files(repo: Repository, tag: str, in_checkout: bool) -> str:

@@ -20,17 +20,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from autoresearch.files import ROOT, data_root
 from autoresearch.guard import GB
 from autoresearch.loop import start
 from autoresearch.loop.proposers import PROPOSERS
-from autoresearch.loop.short_run import Line, Trial, short_run
 from autoresearch.record.reading import read_ledger, search_tags
 from autoresearch.record.repository import open_repository
 from autoresearch.settings import Settings
 from autoresearch.text import plural
+from autoresearch.verbs.short_run import Line, short_run
 
 STEPS = 20  # of train.py
 CODES = {"ok": 0, "slow": 1, "wrong": 2}  # slow: it works, but not as well as it could
@@ -66,9 +66,9 @@ def cheap_lines(args: argparse.Namespace) -> Iterator[Line]:
 
 
 def split(problem: str) -> tuple[str, str]:
-    """A problem and its mend, which stands behind a semicolon."""
-    what, _, mend = problem.partition("; ")
-    return what, mend
+    """A problem and its fix, which stands behind a semicolon."""
+    what, _, fix = problem.partition("; ")
+    return what, fix
 
 
 def disk_line() -> Line:
@@ -79,8 +79,8 @@ def disk_line() -> Line:
     if not all(os.access(each, os.W_OK) for each in places):
         return Line("disk", "wrong", f"{ROOT} or {data_root()} cannot be written to", "change its owner or permissions")
     state = "ok" if free[place] > ROOMY else "slow" if free[place] > ROOMY / 10 else "wrong"
-    mend = "" if state == "ok" else f"make room: {ROOMY / GB:.0f} GB are plenty, {ROOMY / 10 / GB:.0f} GB the least"
-    return Line("disk", state, text, mend, {"free_gb": free[place] / GB})
+    fix = "" if state == "ok" else f"make room: {ROOMY / GB:.0f} GB are plenty, {ROOMY / 10 / GB:.0f} GB the least"
+    return Line("disk", state, text, fix, {"free_gb": free[place] / GB})
 
 
 # -----------------------------------------------------------------------------
@@ -95,9 +95,8 @@ def cost_of_a_proposal() -> float | None:
     return statistics.mean(paid) if paid else None
 
 
-def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str) -> Line:
-    """How many experiments the hours have room for, and what they cost, where a cost is known."""
-    seconds = trial.run_seconds
+def estimate_line(hours: float, seconds: float, settings: Settings, proposer: str) -> Line:
+    """How many experiments of so many seconds the hours have room for, and what they cost, where a cost is known."""
     runs = int(hours * 3600 / seconds)
     experiments = max(0, runs - 1 - settings.keep.baseline_repeats - 2 * settings.keep.confirm_runs)
     text = f"{hours:g} h have room for {plural(runs, 'run')} of {seconds:.0f} s: "
@@ -110,8 +109,8 @@ def estimate_line(hours: float, trial: Trial, settings: Settings, proposer: str)
     elif proposer == "anthropic":
         text += "; what a proposal costs is known once one is paid"
     if not experiments:
-        mend = f"give more hours: {(7 + settings.keep.confirm_runs) * seconds / 3600:.1f} are little"
-        return Line("estimate", "slow", text, mend, facts)
+        fix = f"give more hours: {(7 + settings.keep.confirm_runs) * seconds / 3600:.1f} are little"
+        return Line("estimate", "slow", text, fix, facts)
     return Line("estimate", "ok", text, "", facts)
 
 
@@ -126,25 +125,20 @@ def all_lines(args: argparse.Namespace) -> Iterator[Line]:
         wrong |= {line.name} if line.state == "wrong" else set()
         yield line
     if wrong & {"git", "program.md", "scale", "prepared data", "disk"}:
-        yield Line("short run", "wrong", "train.py was not tried", "mend what is wrong above first")
+        yield Line("short run", "wrong", "train.py was not tried", "fix what is wrong above first")
         return
     session = start.new_session(argparse.Namespace(**vars(args) | {"tag": "check"}), time.monotonic(), "check.log")
     session.options = dataclasses.replace(session.options, steps=STEPS)
-    trial = Trial()
-    yield from short_run(session, trial)
-    if trial.run_seconds:
-        yield estimate_line(args.hours, trial, session.settings, args.proposer)
+    for line in short_run(session):
+        yield line
+    if seconds := line.facts.get("run_seconds"):
+        yield estimate_line(args.hours, seconds, session.settings, args.proposer)
 
 
 def show(line: Line) -> None:
     print(f"{line.state:6}{line.name:20}{line.text}", flush=True)
-    if line.mend:
-        print(f"{'':6}{'':20}mend: {line.mend}", flush=True)
-
-
-def write_json(lines: list[Line], code: int, seconds: float, out: TextIO) -> None:
-    everything = {"exit_code": code, "seconds": seconds, "lines": [dataclasses.asdict(line) for line in lines]}
-    print(json.dumps(everything, indent=1), file=out, flush=True)
+    if line.fix:
+        print(f"{'':6}{'':20}fix: {line.fix}", flush=True)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -177,10 +171,11 @@ def main(arguments: list[str]) -> None:
             lines.append(line)
             if not args.json:
                 show(line)
-    code = max(CODES[line.state] for line in lines)
+    code, seconds = max(CODES[line.state] for line in lines), time.monotonic() - started
     if args.json:
-        write_json(lines, code, time.monotonic() - started, out)
+        told = {"exit_code": code, "seconds": seconds, "lines": [dataclasses.asdict(line) for line in lines]}
+        print(json.dumps(told, indent=1), file=out, flush=True)
     else:
-        verdicts = ["fit for a night", "it works, but see what is slow", "not fit: mend what is wrong"]
-        print(f"\n{verdicts[code]} ({time.monotonic() - started:.0f} s)")
+        verdicts = ["fit for a night", "it works, but see what is slow", "not fit: fix what is wrong"]
+        print(f"\n{verdicts[code]} ({seconds:.0f} s)")
     sys.exit(code)

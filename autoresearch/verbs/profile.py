@@ -8,7 +8,6 @@ A profile that is there is shown to whoever proposes the next experiment.
 """
 
 import argparse
-import re
 import shutil
 import sys
 import time
@@ -19,19 +18,10 @@ from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_data, locked, new_session
 from autoresearch.nouns import Task
 from autoresearch.record.ledger import Ledger
-from autoresearch.record.reading import find_tag, profile_path
-from autoresearch.record.repository import Repository, commit_of, open_repository, run_git
+from autoresearch.record.reading import find_tag, profile_path, read_ledger
+from autoresearch.record.repository import commit_of, open_repository
 from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.text import fail, one_line
-
-
-def best_number(repo: Repository, tag: str) -> int:
-    """The number of the best: the last commit of the branch that is an experiment's."""
-    if not commit_of(repo, f"refs/heads/autoresearch/{tag}"):
-        fail(f"there is no search {tag}: no branch autoresearch/{tag}; give --tag")
-    subjects = run_git(repo, "log", "--format=%s", f"refs/heads/autoresearch/{tag}").splitlines()
-    numbers = [int(match[1]) for subject in subjects if (match := re.match(r"(\d{4,}): ", subject))]
-    return numbers[0] if numbers else fail(f"the search {tag} has no baseline yet")
 
 
 def make_profile(session: Session, ledger: Ledger, number: int) -> None:
@@ -56,8 +46,10 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)
     args.tag = tag = find_tag(repo, args.tag)
-    ledger = Ledger(repo, tag)
-    number = best_number(repo, tag) if args.experiment is None else args.experiment
+    ledger, _ = read_ledger(repo, tag)
+    if args.experiment is None and not ledger.kept:
+        fail(f"the search {tag} has no baseline yet")
+    number = ledger.best.number if args.experiment is None else args.experiment
     if not commit_of(repo, ledger.ref(number)):
         fail(f"there is no experiment {number} of the search {tag}")
     path = profile_path(ledger, number)

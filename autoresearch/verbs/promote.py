@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import Path
 
 from autoresearch.judge.trust import Measure, expected_of
-from autoresearch.loop.start import add_slots
+from autoresearch.loop.start import add_slots, check_least
 from autoresearch.prove.promote import promote
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
@@ -49,10 +49,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hours", type=float, help="stop in time; the same command goes on later")
     add_slots(parser)
     args = parser.parse_args(arguments)
-    for name, least in (("depth", 1), ("times", 1), ("budget", 4), ("seeds", 2)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            fail(f"--{name} {value} is not {least} or more")
+    check_least(args, depth=1, times=1, budget=4, seeds=2)
     if args.depth and args.times:
         fail("--depth and --times exclude each other")
     with open_trials(args, "promotion") as (trials, session):

@@ -12,12 +12,10 @@ from loop_helpers import git, make_repository
 from searches import write_search
 from shipped import TRAIN
 
-from autoresearch.loop import short_run
-from autoresearch.loop.short_run import Trial
 from autoresearch.run import gpu
 from autoresearch.run.training import RunOptions
 from autoresearch.settings import Settings
-from autoresearch.verbs import check
+from autoresearch.verbs import check, short_run
 
 SHORT = {"AUTORESEARCH_BUDGET": "5"}
 
@@ -88,7 +86,7 @@ def test_a_train_py_that_crashes_is_a_line(repo):
     git(repo, "commit", "-qam", "broken")
     code, lines, _ = run_check(repo, "--proposer", "constants")
     assert code == 2 and "RuntimeError: the card is on fire" in lines["20 steps"]["text"]
-    assert "runs/check/steps/run.log" in lines["20 steps"]["mend"] and "estimate" not in lines
+    assert "runs/check/steps/run.log" in lines["20 steps"]["fix"] and "estimate" not in lines
 
 
 @pytest.mark.slow
@@ -101,14 +99,14 @@ def test_a_train_py_that_crashes_is_a_line(repo):
         ("true", "h100", "scale", "scale h100 needs an NVIDIA GPU and there is none"),
     ],
 )
-def test_what_is_wrong_is_a_line_with_its_mend(breakage, scale, name, text, repo, prepared, tmp_path):
+def test_what_is_wrong_is_a_line_with_its_fix(breakage, scale, name, text, repo, prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data/cpu")
     (repo / "data").symlink_to(tmp_path / "data")
     subprocess.run(breakage, shell=True, cwd=repo, check=True)
     env = {"AUTORESEARCH_DATA_DIR": str(tmp_path / "data"), "AUTORESEARCH_SCALE": scale, "CUDA_VISIBLE_DEVICES": ""}
     code, lines, _ = run_check(repo, env=env)
     assert code == 2 and lines[name]["state"] == "wrong"
-    assert text in lines[name]["text"] and lines[name]["mend"]
+    assert text in lines[name]["text"] and lines[name]["fix"]
     if name in ("scale", "prepared data"):
         assert "ANTHROPIC_API_KEY is not set" in lines["proposer"]["text"]
 
@@ -168,7 +166,7 @@ def test_a_card_that_is_well(monkeypatch):
 def test_a_card_that_is_not(monkeypatch):
     changes = {"power.limit": "350.00", "clocks_throttle_reasons.active": "0x40"}
     lines = describe_card(monkeypatch, ["4242 python, 30210 MB"], **changes)
-    assert lines["power limit"].mend == "sudo nvidia-smi -i 0 -pl 700"
+    assert lines["power limit"].fix == "sudo nvidia-smi -i 0 -pl 700"
     assert "too hot" in lines["GPU clock"].text and "4242 python" in lines["others on the GPU"].text
     assert {line.state for name, line in lines.items() if name != "GPU"} == {"slow"}
 
@@ -215,17 +213,17 @@ def test_memory_that_is_nearly_full_is_said():
 def test_dollars_are_those_of_the_last_proposals(tmp_path, monkeypatch):
     repo = make_repository(tmp_path / "repo")
     monkeypatch.setattr(check, "ROOT", repo)
-    line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
+    line = check.estimate_line(8, 360, Settings(), "anthropic")
     assert line.facts["experiments"] == 80 - 9 and "known once one is paid" in line.text
     write_search(repo, 5)
-    line = check.estimate_line(8, Trial(run_seconds=360), Settings(), "anthropic")
+    line = check.estimate_line(8, 360, Settings(), "anthropic")
     assert line.facts["dollars"] == pytest.approx(0.05 * 71) and "$3.55 at $0.05 for a proposal" in line.text
-    assert "dollars" not in check.estimate_line(8, Trial(run_seconds=360), Settings(), "constants").facts
+    assert "dollars" not in check.estimate_line(8, 360, Settings(), "constants").facts
 
 
 def test_too_few_hours_are_said():
-    line = check.estimate_line(0.1, Trial(run_seconds=360), Settings(), "constants")
-    assert line.state == "slow" and line.facts["experiments"] == 0 and "give more hours" in line.mend
+    line = check.estimate_line(0.1, 360, Settings(), "constants")
+    assert line.state == "slow" and line.facts["experiments"] == 0 and "give more hours" in line.fix
 
 
 def test_a_search_begins_with_the_cheap_part(repo):

@@ -37,19 +37,12 @@ class Line:
     name: str
     state: str  # ok; slow: it works, but not as well as it could; wrong
     text: str
-    mend: str = ""
+    fix: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # the numbers in the text, for --json
 
 
-@dataclass
-class Trial:
-    """What the short run tells of a long one."""
-
-    run_seconds: float = 0.0  # wall-clock of a whole run; 0: the short one failed
-
-
-def short_run(session: Session, trial: Trial) -> Iterator[Line]:
-    """Every line about the machine. What is known of a whole run is put into `trial`."""
+def short_run(session: Session) -> Iterator[Line]:
+    """Every line about the machine; the last one, if all went well, has the seconds that a whole run takes."""
     options = run_options(session, kill_after=PROBE_SECONDS)
     if options.scale != "cpu":
         yield from card_lines()
@@ -59,7 +52,7 @@ def short_run(session: Session, trial: Trial) -> Iterator[Line]:
         return
     yield from inside_lines(seen, options)
     if options.scale == "cpu" or seen.get("gpu"):
-        yield from training_lines(session, replace(options, kill_after=RUN_SECONDS), seen, trial)
+        yield from training_lines(session, replace(options, kill_after=RUN_SECONDS), seen)
 
 
 # -----------------------------------------------------------------------------
@@ -78,8 +71,8 @@ def card_lines() -> Iterator[Line]:
     yield Line("GPU", "ok", text, "", {"name": card["name"], "driver": card["driver_version"]})
     facts = {"power_limit_w": power, "default_power_limit_w": usual}
     if power < 0.97 * usual:
-        mend = f"sudo nvidia-smi -i {gpu.the_gpu()} -pl {usual:.0f}"
-        yield Line("power limit", "slow", f"{power:.0f} W, the card's own is {usual:.0f} W", mend, facts)
+        fix = f"sudo nvidia-smi -i {gpu.the_gpu()} -pl {usual:.0f}"
+        yield Line("power limit", "slow", f"{power:.0f} W, the card's own is {usual:.0f} W", fix, facts)
     else:
         yield Line("power limit", "ok", f"{power:.0f} W", "", facts)
     if reason := gpu.slowdown(card):
@@ -87,8 +80,8 @@ def card_lines() -> Iterator[Line]:
             "GPU clock", "slow", f"held down: {reason}", "see to its cooling and power: nvidia-smi -q -d PERFORMANCE"
         )
     if others:
-        mend = "end them, or take another GPU: CUDA_VISIBLE_DEVICES=1"
-        yield Line("others on the GPU", "slow", "; ".join(others)[:300], mend)
+        fix = "end them, or take another GPU: CUDA_VISIBLE_DEVICES=1"
+        yield Line("others on the GPU", "slow", "; ".join(others)[:300], fix)
     else:
         yield Line("others on the GPU", "ok", f"none, {gpu.number(card['memory.used']):.0f} MB are in use")
 
@@ -114,8 +107,8 @@ def inside_lines(seen: dict[str, Any], options: RunOptions) -> Iterator[Line]:
     if options.scale == "cpu":
         yield Line("torch", "ok", versions, "", {"torch": seen["torch"]})
     elif not seen["cuda"]:
-        mend = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        yield Line("torch", "wrong", f"{versions}, which has no CUDA", mend)
+        fix = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        yield Line("torch", "wrong", f"{versions}, which has no CUDA", fix)
     elif not seen.get("gpu"):
         outside = "" if options.sandbox == "off" else ", or try `sandbox: off` in program.md to see whether that is why"
         yield Line("torch", "wrong", "a run sees no GPU", f"python -c 'import torch; torch.cuda.init()'{outside}")
@@ -130,8 +123,8 @@ def speed_lines(seen: dict[str, Any]) -> Iterator[Line]:
     """The kernels that are there, and a product of matrices against the card's peak."""
     flash = "FlashAttention-2" if seen["flash_attention"] else "no FlashAttention-2"
     kernels = f"cuDNN {seen['cudnn']}, {flash}, Triton {seen['triton'] or 'missing'}"
-    state, mend = ("ok", "") if seen["triton"] else ("slow", "pip install triton: torch.compile needs it")
-    yield Line("kernels", state, kernels, mend)
+    state, fix = ("ok", "") if seen["triton"] else ("slow", "pip install triton: torch.compile needs it")
+    yield Line("kernels", state, kernels, fix)
     speed = seen["bf16_tflops"]
     peak = next((peak for name, peak in gpu.PEAK_TFLOPS.items() if name in seen["gpu"]), math.inf)
     facts = {"bf16_tflops": speed}
@@ -140,8 +133,8 @@ def speed_lines(seen: dict[str, Any]) -> Iterator[Line]:
         return
     text = f"{speed:.0f} TFLOP/s, {100 * speed / peak:.0f} % of the datasheet's {peak:g}"
     good = speed > GOOD_PRODUCT * peak
-    mend = "" if good else "see its clocks and power: nvidia-smi -q -d CLOCK,POWER,PERFORMANCE"
-    yield Line("bf16 product", "ok" if good else "slow", text, mend, facts)
+    fix = "" if good else "see its clocks and power: nvidia-smi -q -d CLOCK,POWER,PERFORMANCE"
+    yield Line("bf16 product", "ok" if good else "slow", text, fix, facts)
 
 
 def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
@@ -149,8 +142,8 @@ def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
     shown = [what for what in ("checkout", "network", "processes") if seen[f"sees_{what}"]]
     lines = sandbox.describe(options.sandbox, options.scale, options.memory_gb)
     if lines[0].startswith("sandbox: none"):
-        mend = "`sandbox: auto` in program.md" if options.sandbox == "off" else sandbox.INSTALL
-        return Line("sandbox", "slow", f"{lines[0].removeprefix('sandbox: ')}; {lines[1]}", mend)
+        fix = "`sandbox: auto` in program.md" if options.sandbox == "off" else sandbox.INSTALL
+        return Line("sandbox", "slow", f"{lines[0].removeprefix('sandbox: ')}; {lines[1]}", fix)
     if shown:
         return Line("sandbox", "wrong", f"bubblewrap is on, but a run sees: {', '.join(shown)}", "please report this")
     return Line("sandbox", "ok", "bubblewrap: a run sees no network, no checkout, no process of yours")
@@ -160,7 +153,7 @@ def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
 # Some steps of train.py
 
 
-def training_lines(session: Session, options: RunOptions, seen: dict[str, Any], trial: Trial) -> Iterator[Line]:
+def training_lines(session: Session, options: RunOptions, seen: dict[str, Any]) -> Iterator[Line]:
     """What comes of a short run of train.py as it lies there, made and judged as in a search."""
     source = (ROOT / "train.py").read_text()
     if problem := audit_source(source, source):
@@ -186,8 +179,8 @@ def training_lines(session: Session, options: RunOptions, seen: dict[str, Any], 
         yield Line(f"{steps} steps", "wrong", f"{result.status}: {result.error}", f"read {folder / 'run.log'}")
         return
     yield speed_line(log, result, steps, seen, clocks)
-    yield overhead_line(result, folder, session.options, trial)
     yield Line("scorer", "ok", f"val_bpb {result.val_bpb:.4f} after {steps} steps is believed")
+    yield overhead_line(result, folder, session.options)
 
 
 def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], clocks: gpu.Clocks) -> Line:
@@ -195,11 +188,11 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
     last = re.findall(r"\| (\d+\.\d) k tok/s", log)
     per_step = re.findall(r"\| (\d+) tokens per step", log)
     if not last or not per_step:
-        text, mend = (
+        text, fix = (
             f"val_bpb {result.val_bpb:.4f}, but no tokens per second in the log",
             "give train.py its own lines back",
         )
-        return Line(f"{steps} steps", "slow", text, mend)
+        return Line(f"{steps} steps", "slow", text, fix)
     speed = 1000 * float(last[-1])
     facts = {"tokens_per_second": speed, "step_ms": 1000 * int(per_step[0]) / speed}
     facts |= {"mfu_percent": result.printed.get("mfu_percent", math.nan), "peak_gb": result.memory_gb} | clocks.facts()
@@ -208,22 +201,22 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
     text += f"peak memory {result.memory_gb:.1f} GB"
     text += f", SM clock {facts['sm_clock_mhz']:.0f} MHz" if "sm_clock_mhz" in facts else ""
     if result.memory_gb > FULL * seen.get("gpu_memory_gb", math.inf):
-        mend = "a smaller DEVICE_BATCH_SIZE in train.py leaves room for larger models"
-        return Line(f"{steps} steps", "slow", f"{text}, nearly all there is", mend, facts)
+        fix = "a smaller DEVICE_BATCH_SIZE in train.py leaves room for larger models"
+        return Line(f"{steps} steps", "slow", f"{text}, nearly all there is", fix, facts)
     return Line(f"{steps} steps", "ok", text, "", facts)
 
 
-def overhead_line(result: RunResult, folder: Path, options: Options, trial: Trial) -> Line:
+def overhead_line(result: RunResult, folder: Path, options: Options) -> Line:
     """What a run takes besides its training, of it the scorer, which does all its work in a short run too."""
     record = trust.read_record(folder)
     assert record, "believe() has seen it"
     trained = trust.elapsed(record, "clock_started", "evaluated", "wall")
     outside = result.slot_seconds - trained
     pace = trained / result.printed["training_seconds"] if options.scale == "cpu" else 1.0  # of this machine's seconds
-    trial.run_seconds = options.time_budget * pace + outside
-    facts = {"overhead_seconds": outside, "evaluation_seconds": result.extra_seconds, "run_seconds": trial.run_seconds}
+    whole = options.time_budget * pace + outside
+    facts = {"overhead_seconds": outside, "evaluation_seconds": result.extra_seconds, "run_seconds": whole}
     text = f"{outside:.0f} s outside training, {result.extra_seconds:.0f} of them the scorer: "
-    text += f"a run takes {trial.run_seconds:.0f} s"
+    text += f"a run takes {whole:.0f} s"
     if options.scale != "cpu" and outside > LONG_START:
         return Line("a whole run", "slow", text, "run check again: the first run compiles for all that follow", facts)
     return Line("a whole run", "ok", text, "", facts)
