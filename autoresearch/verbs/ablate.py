@@ -14,9 +14,6 @@ again goes on where it stopped. docs/prove.md says how it is done.
 import argparse
 
 from autoresearch.loop.start import add_slots
-from autoresearch.prove.ablate import measure_factors
-from autoresearch.prove.pruning import prune
-from autoresearch.prove.quick import measure_each
 from autoresearch.record.proof import ablation_text
 from autoresearch.record.proof_pictures import draw_ablation
 from autoresearch.text import fail
@@ -43,6 +40,10 @@ def main(arguments: list[str]) -> None:
     add_slots(parser)
     args = parser.parse_args(arguments)
     marked = numbers(args.fixed)
+    from autoresearch.prove.ablate import measure_factors  # scipy and pydoe take seconds to import
+    from autoresearch.prove.pruning import prune
+    from autoresearch.prove.quick import measure_each
+
     with open_trials(args, "ablation") as (trials, _):
         if args.quick:
             measure_each(trials, marked)

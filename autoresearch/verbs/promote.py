@@ -17,7 +17,6 @@ from pathlib import Path
 
 from autoresearch.judge.trust import Measure, expected_of
 from autoresearch.loop.start import add_slots, check_least
-from autoresearch.prove.promote import promote
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
 from autoresearch.text import fail
@@ -52,6 +51,8 @@ def main(arguments: list[str]) -> None:
     check_least(args, depth=1, times=1, budget=4, seeds=2)
     if args.depth and args.times:
         fail("--depth and --times exclude each other")
+    from autoresearch.prove.promote import promote  # scipy takes seconds to import
+
     with open_trials(args, "promotion") as (trials, session):
         assert session.measure
         session.measure = promotion_measure(session.measure, trials.folder)
