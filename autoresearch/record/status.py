@@ -40,7 +40,8 @@ def found(ledger: Ledger) -> dict:
     known = ledger.known
     if not ledger.kept:
         return dict.fromkeys(("baseline", "best", "gain", "noise"))
-    first, best, interval = ledger.kept[0], ledger.best, None
+    first, best = ledger.kept[0], ledger.best
+    interval: dict[str, float | str] | None = None
     seen = {name: getattr(best, name) for name in ("number", "commit", "description", "val_bpb")}
     if gain := known.gain:
         error = SURE * gain.standard_error
