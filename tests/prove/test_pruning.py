@@ -13,15 +13,15 @@ from autoresearch.prove.trials import Trials, key_of
 FACTORS = [Factor((number,), f"change {number}") for number in (1, 2)]
 
 
-def source(levels) -> str:
+def source(out) -> str:
     """The best is "++"; both changes are not out together by merging, where `unmerged`."""
-    return "".join("+" if level > 0 else "-" for level in levels)
+    return "".join("-" if factor in out else "+" for factor in FACTORS)
 
 
-def unmerged(levels) -> str:
-    if source(levels) == "--":
+def unmerged(out) -> str:
+    if source(out) == "--":
         raise Conflict(2)
-    return source(levels)
+    return source(out)
 
 
 @pytest.mark.parametrize("merge", [source, unmerged])
@@ -34,7 +34,7 @@ def test_what_can_not_be_out_together_is_measured_apart(merge, monkeypatch, tmp_
     trials = Trials(ledger, SimpleNamespace(say=print), tmp_path, "cpu", 42, 20, 5.0, run=run)
     monkeypatch.setattr(pruning, "offer", lambda trials, source, report: f"offered {source}")
     effects = SimpleNamespace(worths=[SimpleNamespace(verdict="nothing", gain=n) for n in (0, 1e-3)], dependence_p=0.5)
-    factors = SimpleNamespace(removable=FACTORS, source=merge)
+    factors = SimpleNamespace(removable=FACTORS, without=merge)
     problem = {"--": "NameError"}.get
     report = prune(
         Pruning(trials, factors, effects, lambda text: problem(text, ""), 50),
