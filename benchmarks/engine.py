@@ -4,11 +4,11 @@ proposals only sleep.
 
     python benchmarks/engine.py | tee benchmarks/engine.txt        # about seven minutes on two cores; no GPU, no key
 
-First table: the fraction of the time in which a slot trains, and experiments per hour, for proposals that take 0, 0.25,
-0.5, 1 and 2 times as long as a run, beside the serial loop (one proposal at a time, none ahead). Run times vary by
-+- 30 %; the first rounds, in which the slots fill, are left out. Second table: a search of so many experiments is
-resumed and goes on with trainings and proposals of no length at all, so that only the loop's own work is left: git,
-judging, recording, drawing.
+First table: the fraction of the time in which a slot trains, experiments per hour, and unseen results, which came in
+between the begin of a proposal and that of its run. Proposals take 0, 0.25, 0.5, 1 and 2 times as long as a run; next
+to it the serial loop (one proposal at a time, none ahead). Run times vary by +- 30 %; the first rounds, in which the
+slots fill, are left out. Second table: a search of so many experiments is resumed and goes on with trainings and
+proposals of no length at all, so that only the loop's own work is left: git, judging, recording, drawing.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PARTS = 60  # constants that a proposal can change
-RUN_SECONDS = {1: 4.0, 8: 12.0}  # of a simulated training, by slots
+RUN_SECONDS = {1: 8.0, 8: 12.0}  # of a simulated training, by slots
 ROUNDS = {1: 10, 8: 3}  # trainings per slot that are measured
 LATENCIES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of a proposal, in runs
 FILLING = 4  # runs' time in which the slots fill, and the loop learns how long a proposal takes
@@ -39,8 +40,9 @@ FILLING = 4  # runs' time in which the slots fill, and the loop learns how long 
 # What is simulated, in a process of its own inside a repository of its own
 
 
-def simulated_train(run_seconds: float, rng: random.Random, intervals: list[tuple[float, float]]):
-    """A training that sleeps and measures the sum of the constants, with a little noise; `intervals`: when it slept."""
+def simulated_train(run_seconds: float, rng: random.Random, intervals: list[tuple[float, float, int]]):
+    """A training that sleeps and measures the sum of the constants, with a little noise; `intervals`: when it slept,
+    and as which experiment."""
     from autoresearch.nouns import RunResult
 
     lock = threading.Lock()
@@ -51,7 +53,7 @@ def simulated_train(run_seconds: float, rng: random.Random, intervals: list[tupl
         started = time.monotonic()
         while time.monotonic() < started + seconds and not should_stop():
             time.sleep(max(0, min(0.2, started + seconds - time.monotonic())))
-        intervals.append((started, time.monotonic()))
+        intervals.append((started, time.monotonic(), int(folder.parent.name)))
         if should_stop():
             return RunResult("interrupted", time.monotonic() - started)
         parts = [float(value) for value in re.findall(r"^PART_\d+ = (\S+)", source, re.MULTILINE)]
@@ -63,11 +65,12 @@ def simulated_train(run_seconds: float, rng: random.Random, intervals: list[tupl
     return train
 
 
-def simulated_proposer(seconds: float, rng: random.Random):
-    """One constant more or less: one in eight is better."""
+def simulated_proposer(seconds: float, rng: random.Random, asked: dict[int, float]):
+    """One constant more or less: one in eight is better. `asked`: when, for which experiment."""
     from autoresearch.nouns import Proposal
 
     def propose(context) -> Proposal:
+        asked[context.number] = time.monotonic()
         time.sleep(seconds)
         name, value = f"PART_{rng.randrange(PARTS)}", rng.choice([-5, *range(1, 8)])
         old = float(re.search(rf"^{name} = (\S+)", context.best_source, re.MULTILINE)[1])
@@ -77,7 +80,7 @@ def simulated_proposer(seconds: float, rng: random.Random):
     return propose
 
 
-def make_search(slots: int, serial: bool, train, latency: float, experiments: int):
+def make_search(slots: int, serial: bool, train, latency: float, experiments: int, asked: dict[int, float]):
     """(session, ledger, queue) as agent_loop.py makes them, but for what trains and what proposes."""
     from rich.console import Console
 
@@ -93,18 +96,18 @@ def make_search(slots: int, serial: bool, train, latency: float, experiments: in
     from autoresearch.record.restore import open_ledger
     from autoresearch.settings import Keep, Settings
 
-    proposers.PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2))
+    proposers.PROPOSERS["simulated"] = simulated_proposer(latency, random.Random(2), asked)
     options = Options(
         "t", "simulated", "", experiments, None, math.inf, "cpu", 42, prepare_data.TIME_BUDGET, 0, 128, 1024
     )
     keep_rule.MAX_RUNS, proposers.AT_WORK = 1, 64
     if serial:
-        several, proposers.look_ahead = proposers.wants_proposal, lambda *_: 0
-        proposers.wants_proposal = lambda *search: not search[2].asking.at_work and several(*search)
+        proposers.wants_proposal = lambda session, ledger, queue: (
+            not queue.asking.at_work and queue.slots - len(queue.bench.running) > len(queue.waiting)
+        )
     settings = Settings(keep=Keep(confirm_runs=0))
     log, program = Log(Console(quiet=True), ROOT / "runs/t/loop.log"), ROOT / "program.md"
-    lock = open("lock", "w")  # noqa: SIM115 (as long as the process)
-    session = Session(options, log, lock, settings, "", program.stat().st_mtime_ns)
+    session = Session(options, log, settings, "", program.stat().st_mtime_ns)
     ledger, _ = read_ledger(open_repository(ROOT), "t")
     queue = Queue(bench_of(session, ledger, [Slot(str(n), train=train) for n in range(slots)]))
     open_ledger(ledger, "HEAD", log)
@@ -117,22 +120,28 @@ def run_search(session, ledger, queue) -> None:
     from agent_loop import loop
     from autoresearch.loop.live import Drawing
 
-    loop(session, ledger, queue, Drawing(session.log, ledger.repo, ledger.tag))
+    loop(
+        session, ledger, queue, Drawing(session.log, ledger.repo, ledger.tag, ledger.results.with_name("progress.png"))
+    )
 
 
 def measure_busy(slots: int, serial: bool, share: float) -> dict:
-    """The part of the time in which slots train, and experiments per hour, after the time in which the slots fill."""
-    run_seconds, intervals = RUN_SECONDS[slots], []
+    """The part of the time in which slots train, experiments per hour, and results that were unseen when a proposal
+    began, after the time in which the slots fill."""
+    run_seconds, intervals, asked = RUN_SECONDS[slots], [], {}
     train = simulated_train(run_seconds, random.Random(1), intervals)
-    run_search(*make_search(slots, serial, train, 0.0, 0))  # the baseline
-    session, ledger, queue = make_search(slots, serial, train, share * run_seconds, 10**6)
+    run_search(*make_search(slots, serial, train, 0.0, 0, asked))  # the baseline
+    session, ledger, queue = make_search(slots, serial, train, share * run_seconds, 10**6, asked)
     begun = time.monotonic() + FILLING * run_seconds * max(1, share)
     ended = begun + ROUNDS[slots] * run_seconds
     threading.Timer(ended - time.monotonic(), session.stop.set).start()
     run_search(session, ledger, queue)
-    trained = sum(max(0.0, min(end, ended) - max(start, begun)) for start, end in intervals)
-    finished = sum(begun < end < ended for _, end in intervals)
-    return {"busy": trained / (ended - begun) / slots, "per_hour": 3600 * finished / (ended - begun)}
+    trained = sum(max(0.0, min(end, ended) - max(start, begun)) for start, end, _ in intervals)
+    ends = [end for _, end, _ in intervals]
+    finished = sum(begun < end < ended for end in ends)
+    own = [(asked[number], start) for start, _, number in intervals if number in asked and begun < start < ended]
+    unseen = statistics.fmean(sum(since < end <= start for end in ends) for since, start in own)
+    return {"busy": trained / (ended - begun) / slots, "per_hour": 3600 * finished / (ended - begun), "unseen": unseen}
 
 
 def write_history(ledger, experiments: int) -> None:
@@ -166,11 +175,11 @@ def measure_overhead(experiments: int, more: int = 30) -> dict:
     from autoresearch.loop.live import Drawing
 
     train = simulated_train(0.0, random.Random(1), [])
-    session, ledger, queue = make_search(1, False, train, 0.0, 0)
+    session, ledger, queue = make_search(1, False, train, 0.0, 0, {})
     run_search(session, ledger, queue)
     write_history(ledger, experiments)
     started = time.monotonic()
-    session, ledger, queue = make_search(1, False, train, 0.0, experiments - 1 + more)
+    session, ledger, queue = make_search(1, False, train, 0.0, experiments - 1 + more, {})
     resumed = time.monotonic()
     assert len(ledger.rows) == experiments
     run_search(session, ledger, queue)
@@ -214,14 +223,16 @@ def main() -> None:
         return
     subprocess.run([sys.executable, ROOT / "prepare_data.py"], check=True, stdout=subprocess.DEVNULL)
     print(f"{time.strftime('%Y-%m-%d')} | {os.cpu_count()} cores | Python {sys.version.split()[0]}\n")
-    print("slots  proposal takes    serial: busy  per hour    engine: busy  per hour    ratio")
+    print("slots  proposal takes    serial: busy  per hour  unseen    engine: busy  per hour  unseen    ratio")
     for slots, at_once in ((1, 5), (8, 5)):
         cases = [("measure_busy", slots, serial, share) for share in LATENCIES for serial in (True, False)]
         with ThreadPoolExecutor(at_once) as pool:
             results = list(pool.map(lambda case: in_repository(*case), cases))
         for share, serial, engine in zip(LATENCIES, results[::2], results[1::2], strict=True):
             ratio = engine["per_hour"] / serial["per_hour"]
-            figures = "".join(f"{each['busy']:16.1%}{each['per_hour']:10.0f}" for each in (serial, engine))
+            figures = "".join(
+                f"{each['busy']:16.1%}{each['per_hour']:10.0f}{each['unseen']:8.1f}" for each in (serial, engine)
+            )
             print(f"{slots:5}  {share:8.2f} of a run{figures}{ratio:9.2f}", flush=True)
     print("\nexperiments  resumed in    loop's own time per experiment    drawing picture and page")
     for experiments in (10, 1000, 2000):

@@ -10,6 +10,7 @@ from autoresearch.judge.keep_rule import fresh_seeds
 from autoresearch.loop.bench import in_time
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.session import Options, Session
+from autoresearch.nouns import RunResult
 from autoresearch.record.ledger import Ledger
 from autoresearch.row import runs_of
 from autoresearch.settings import Settings
@@ -18,9 +19,14 @@ from autoresearch.settings import Settings
 # Time
 
 
+def last_runs(ledger: Ledger) -> list[RunResult]:
+    """The last five runs that ended well."""
+    return list(itertools.islice((run.result for run in reversed(ledger.runs) if run.result.status == "ok"), 5))
+
+
 def run_seconds(ledger: Ledger, time_budget: int) -> float:
-    """Wall-clock seconds, never 0, that a run is expected to take: as the longest of the last five that ended well."""
-    ended = list(itertools.islice((run.result for run in reversed(ledger.runs) if run.result.status == "ok"), 5))
+    """Wall-clock seconds, never 0, that a run takes at most: as the longest of the last five."""
+    ended = last_runs(ledger)
     return 1.05 * max(0.1, *(each.seconds_if_tested for each in ended)) if ended else 1.2 * time_budget + 10
 
 

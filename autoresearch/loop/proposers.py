@@ -5,6 +5,7 @@ The proposer at work, in a thread: when it is asked, what it is told, and what b
 import contextlib
 import dataclasses
 import functools
+import heapq
 import math
 import statistics
 import time
@@ -24,7 +25,7 @@ from autoresearch.loop.inflight import (
     new_proposal_folder,
     note_dropped,
 )
-from autoresearch.loop.limits import over_budget, run_seconds, time_for_more
+from autoresearch.loop.limits import last_runs, over_budget, time_for_more
 from autoresearch.loop.session import Session, notify
 from autoresearch.loop.verdicts import verdict_on
 from autoresearch.nouns import Experiment, Proposal
@@ -49,6 +50,7 @@ PROPOSERS: dict[str, Callable[[Context], Proposal]] = {
     "constants": propose_constants,
 }
 AT_WORK = 8  # proposals written at once at most; with more slots, one for each
+ABOUT_A_RUN = 1.1  # of a run's time: a proposal that takes no more is begun alone, with one slot
 MAX_REFUSALS = 3  # proposals in a row that the model declines; then the search ends
 GIVE_UP, GIVE_UP_SECONDS = 8, 600.0  # failures in a row and the time that they took, after which a search ends
 BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is asked for all the same
@@ -58,7 +60,7 @@ BEGIN_SECONDS = 60.0  # that a first answer may take to begin, before another is
 
 
 def propose(session: Session, ledger: Ledger, queue: Queue, reason: str) -> None:
-    """Have the proposer write what is missing: first repairs, then an edit per idle slot and those to look ahead.
+    """Have the proposer write what is missing: first repairs, then edits for the slots that are free soon.
 
     With a reason to stop, repairs only, as long as there is time to run them. As many are at work at once as the slots
     need; a second one begins when the first has begun to answer, so that it reads from the API's cache what the first
@@ -94,23 +96,33 @@ def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
 
 
 def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
-    """Whether an edit is missing for an idle slot, or to look ahead, and one more proposer may be at work."""
+    """Whether another edit has to be begun now, to be there when a slot is free for it.
+
+    As late as that allows, so that it knows as many results as it can. The margin is how much the times of proposals
+    vary, and half of the time between two starts of runs. With one slot, and proposals that take no longer than a run,
+    there is one at a time, so that only the result of the present run is unknown to it.
+    """
+    under_way = len(queue.waiting) + len(queue.asking.at_work)
     most = 1 if session.options.proposer == "constants" else max(AT_WORK, queue.slots)
     if len(queue.asking.at_work) >= most:
         return False
-    idle = queue.slots - len(queue.bench.running) - len(queue.bench.tasks)
-    wanted = idle + look_ahead(queue, run_seconds(ledger, session.options.time_budget))
-    return wanted > len(queue.waiting) + len(queue.asking.at_work)
+    a_run = statistics.fmean([each.slot_seconds for each in last_runs(ledger)] or [session.options.time_budget])
+    written = queue.asking.seconds or [0.0]
+    usual = statistics.fmean(written)
+    if queue.slots == 1 and under_way and usual <= ABOUT_A_RUN * a_run:
+        return False
+    margin = statistics.pstdev(written) + min(usual, a_run / queue.slots / 2)
+    return seconds_to_slot(queue, len(queue.bench.tasks) + under_way, a_run) <= usual + margin
 
 
-def look_ahead(queue: Queue, seconds: float) -> int:
-    """How many proposals are being written or wait while all slots train. `seconds`: that a run takes.
-
-    While one proposal is written, the slots begin so many runs: as many have to be under way (Little's law), and some
-    more, as times vary. What waits knows less than what is written later, so few are enough.
-    """
-    begun = statistics.fmean(queue.asking.seconds or [0.0]) * queue.slots / max(seconds, 0.1)
-    return 0 if begun < 0.02 else math.ceil(1.4 * begun) + max(1, queue.slots // 4)
+def seconds_to_slot(queue: Queue, others: int, a_run: float) -> float:
+    """How soon a slot is expected to be free, after so many other runs have been begun. `a_run`: seconds of one."""
+    now = time.monotonic()
+    free = [max(0.02 * a_run, slot.since + a_run - now) if slot.task else 0.0 for slot in queue.bench.slots]
+    heapq.heapify(free)
+    for _ in range(others):
+        heapq.heapreplace(free, free[0] + a_run)
+    return free[0]
 
 
 def turn_of_constants(context: Context) -> bool:

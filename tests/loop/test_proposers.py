@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from collections import deque
 
 import pytest
 from loop_helpers import STUB, make_repository, make_session
@@ -13,7 +14,7 @@ from autoresearch.loop.decide import decide
 from autoresearch.loop.inflight import Ask, Asking, Queue, begin, bench_of, restore_queue
 from autoresearch.loop.limits import over_budget
 from autoresearch.loop.proposers import answered, ask, block_reason, propose, take_answer
-from autoresearch.nouns import Experiment, Proposal, Run, RunResult, Usage
+from autoresearch.nouns import Experiment, Proposal, Run, RunResult, Task, Usage
 from autoresearch.propose.context import Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import note_run
 from autoresearch.record.reading import read_ledger
@@ -92,6 +93,39 @@ def test_each_proposer_sees_what_the_others_use_meanwhile(search, monkeypatch):
     assert (first.spent(), second.spent()) == (1.5, 1.25)
     done.set()
     take_answers(*search)
+
+
+# -----------------------------------------------------------------------------
+# When it is asked
+
+
+def wanted(search, running: list[float], under_way: int, taken: list[float]) -> bool:
+    """Whether a proposal is begun, where runs of 10 s began `running` seconds ago, and proposals have `taken` long."""
+    session, ledger, queue = search
+    now = time.monotonic()
+    for slot, age in zip(queue.bench.slots, running, strict=False):
+        slot.task, slot.since = Task("run", STUB, 42), now - age
+    queue.asking.seconds = deque(taken)
+    queue.waiting = deque([Experiment(Proposal("waits", STUB), 0, ledger.folder)] * under_way)
+    return proposers.wants_proposal(session, ledger, queue)
+
+
+def test_with_one_slot_one_proposal_is_begun_so_that_it_ends_with_the_run(search):
+    assert wanted(search, [], 0, [2.0])
+    assert not wanted(search, [1.0], 0, [2.0, 2.0]), "there is time, and the run may end early"
+    assert not wanted(search, [5.0], 0, [2.0, 2.0])
+    assert wanted(search, [5.0], 0, [1.0, 3.0]), "their times vary: the margin is larger"
+    assert wanted(search, [6.5], 0, [2.0, 2.0])
+    assert not wanted(search, [12.0], 1, [10.0]), "the result of this run is to be known to the next but one"
+    assert wanted(search, [0.1], 1, [20.0]), "of such long ones two are at work at once"
+    assert not wanted(search, [12.0], 0, [0.01]), "it takes no time: better written when the slot is free"
+
+
+def test_with_several_slots_as_many_proposals_are_under_way_as_runs_begin_meanwhile(search):
+    search[2].bench.slots = [Slot(str(n)) for n in range(4)]
+    ages = [0.1, 2.6, 5.1, 7.6]  # one ends every 2.5 s
+    for taken, enough in ((2.0, 1), (5.0, 2), (10.0, 4)):
+        assert [wanted(search, ages, n, [taken]) for n in (enough - 1, enough)] == [True, False]
 
 
 # -----------------------------------------------------------------------------
