@@ -210,6 +210,13 @@ def tidy(folder: Path) -> None:
         subprocess.run(command, stderr=subprocess.DEVNULL)
 
 
+def empty(folder: Path) -> None:
+    """Remove what an earlier run left in a folder, but for the loop's files and compile_caches()."""
+    tidy(folder)
+    kept = [word for name in (*LOOP_FILES, "compile") for word in ("!", "-name", name)]
+    subprocess.run(["find", str(folder), "-mindepth", "1", "-maxdepth", "1", *kept, "-exec", "rm", "-rf", "{}", "+"])
+
+
 def remove_own_caches(folder: Path) -> None:
     """Of the cpu scale: compile_caches()."""
     subprocess.run(["rm", "-rf", str(folder / "compile")])

@@ -119,12 +119,17 @@ def train_and_score(
 ) -> RunResult:
     """Train the text `source` once, and have its model scored; train.py, run.log and record.json are left in `folder`.
 
-    A run that asks for another start, as it began with a long compilation, gets it once, on the cache that it filled.
+    A run that asks for another start, as it began with a long compilation, gets it once, on the cache that it filled,
+    and at the cpu scale filled in a start without training rows. Nothing else is left of the starts before.
     """
     started = time.monotonic()
     if options.scale == "cpu":
         scorer.watch(options)
     result = run_training(source, folder, options, should_stop, on_progress)
+    if result.status == "again" and options.scale == "cpu":  # filled once more, where there is nothing to learn
+        sandbox.remove_own_caches(folder)
+        compiling = replace(options, start_limit=1, rows=False)
+        result = run_training(source, folder, compiling, should_stop, on_progress)
     if result.status == "again":
         result = run_training(source, folder, replace(options, start_limit=0), should_stop, on_progress)
     try:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoresearch.files import GRAPH, GUARDED, RECORD, ROOT
+from autoresearch.files import GUARDED, RECORD, ROOT
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, Ended, run_process
 from autoresearch.run import gpu, sandbox
@@ -48,6 +48,7 @@ class RunOptions:
     runs_at_once: int = 1  # that share the machine
     environment: dict[str, str] = field(default_factory=dict)  # of the slot, like the GPU to use
     start_limit: float = 0.0  # seconds before the clock starts, after which the run begins again; 0: none
+    rows: bool = True  # with bubblewrap: it sees the training rows
     score_seconds: float = 600.0  # that the scorer may take
     test: bool = False  # score the test rows too: of a run that no search decides by
     limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
@@ -150,9 +151,7 @@ def run_training(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    sandbox.tidy(folder)  # of an earlier run, whose loop was killed
-    for name in (*GRAPH, GUARDED, RECORD):
-        (folder / name).unlink(missing_ok=True)
+    sandbox.empty(folder)  # a first start, or a run that was busy, may have left its weights there
     (folder / "train.py").write_text(source)
     command = [sys.executable, "-P", "train.py"]  # -P: no prepare_data.py or torch.py in its own folder is imported
     limits = sandbox.make_limits(options.scale, options.memory_gb, options.runs_at_once) | options.limits
@@ -161,6 +160,7 @@ def run_training(
     environment["AUTORESEARCH_RECORD"] = RECORD
     if options.start_limit:
         environment["AUTORESEARCH_START_LIMIT"] = str(round(options.start_limit))
+    shown = [path for path in sandbox.shown_to_runs(options.scale) if options.rows or path.suffix != ".bin"]
     clocks = gpu.Clocks(options.scale != "cpu", environment)
 
     def watch(tail: str) -> None:
@@ -168,9 +168,7 @@ def run_training(
         on_progress(parse_progress(tail))
 
     ended = run_process(
-        sandbox.command_line(
-            command, folder, sandbox.shown_to_runs(options.scale), caches, options.sandbox, GRACE, limits
-        ),
+        sandbox.command_line(command, folder, shown, caches, options.sandbox, GRACE, limits),
         folder,
         environment,
         folder / "run.log",
@@ -181,8 +179,8 @@ def run_training(
     sandbox.tidy(folder)
     sandbox.prune_caches()
     result = read_result(ended, (folder / "run.log").read_text(errors="replace"), options.kill_after)
-    if result.status == "again" and not options.start_limit:  # training_clock() asks for none then
-        error = f"exit code {AGAIN}: it asked for another start once too often"
+    if result.status == "again" and not (options.start_limit and asked_by_the_clock(folder)):
+        error = f"exit code {AGAIN} is for training_clock(), which asks for another start once, before the clock starts"
         result = replace(result, status="crash", error=error)
     if result.status != "again":
         sandbox.remove_own_caches(folder)
@@ -190,6 +188,12 @@ def run_training(
     measured = json.loads(guarded.read_text()) if guarded.is_file() else {}
     guarded.unlink(missing_ok=True)
     return replace(result, measured=measured | clocks.facts())
+
+
+def asked_by_the_clock(folder: Path) -> bool:
+    """Return whether training_clock() noted that a run began too late, and that the clock had not started."""
+    path = folder / RECORD
+    return path.is_file() and path.stat().st_size < 10_000 and b'"again": true' in path.read_bytes()
 
 
 def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:

@@ -85,7 +85,7 @@ def test_epochs_and_shorter_rows(tokenizer, T, started):
     assert torch.equal(batches[0][1], batches[per_epoch][1])
 
 
-def test_impossible_batches(tokenizer):
+def test_impossible_batches(tokenizer, started):
     for B, T in ((1, 100), (1, 2 * MAX_SEQ_LEN), (10_000, MAX_SEQ_LEN)):
         with pytest.raises(AssertionError, match=r"T=|B="):
             next(make_dataloader(tokenizer, B, T, "val"))
