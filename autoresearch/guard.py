@@ -62,20 +62,31 @@ def limit_training(plan: dict) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel takes the run
 
 
-def processes_below(top: int) -> dict[int, float]:
-    """All descendants of a process, with the seconds of CPU time that each has used; none where there is no /proc."""
+def processes_below(top: int) -> dict[int, tuple[float, bool]]:
+    """All descendants of a process: (its seconds of CPU time, whether it is at work); none without /proc."""
     children: dict[int, list[int]] = {}
-    seconds: dict[int, float] = {}
+    seen: dict[int, tuple[float, bool]] = {}
     for name in os.listdir("/proc") if sys.platform == "linux" else ():
         if name.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
                 state = file.read().rpartition(")")[2].split()
                 children.setdefault(int(state[1]), []).append(int(name))
-                seconds[int(name)] = (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")
+                seconds = (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")
+                seen[int(name)] = seconds, state[0] == "R"
     found = [top]
     for pid in found:  # grows while it is gone through
         found += children.get(pid, [])
-    return {pid: seconds[pid] for pid in found[1:]}
+    return {pid: seen[pid] for pid in found[1:]}
+
+
+def note_work(plan: dict, pids: dict[int, tuple[float, bool]]) -> None:
+    """Note the CPU time of each process: the kernel forgets those that nobody waits for. One that is new and at work
+    stands for others like it, which came and went since the last look."""
+    now = time.monotonic()
+    for pid, (seconds, at_work) in pids.items():
+        before = plan["used"].get(pid, now - plan["looked"] if at_work else 0.0)
+        plan["used"][pid] = max(before, seconds)
+    plan["looked"] = now
 
 
 def resident(pids: Iterable[int]) -> int:
@@ -106,7 +117,7 @@ def folder_use(path: str) -> tuple[int, int]:
 def processes_over(plan: dict) -> str:
     """Which limit the run's processes are over, in words, or ""."""
     pids = processes_below(os.getpid())
-    plan["used"] |= pids  # a process's own time never falls
+    note_work(plan, pids)
     if len(pids) > plan["processes"]:
         return f"the run had more than {plan['processes']} processes"
     if resident(pids) > plan["memory"]:
@@ -194,7 +205,7 @@ def guard(plan: dict, command: list[str]) -> int:
     wake = wake_on_signals(stopped)
     on_linux("PR_SET_PDEATHSIG", 0)  # it notices by itself that the loop is gone, and has things to do then
     on_linux("PR_SET_CHILD_SUBREAPER", 1)
-    plan["used"] = {}  # CPU seconds of each process that was seen: the kernel forgets those that nobody waits for
+    plan |= {"used": {}, "looked": time.monotonic()}  # CPU seconds by process, and when: note_work()
     plan["cached"] = folder_use(plan["caches"])[0] if "caches" in plan else 0
     child = start(plan, command)
     while child not in codes and not reason and not stopped and os.getppid() == plan["parent"]:

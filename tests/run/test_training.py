@@ -89,6 +89,34 @@ os.read(alive, 1)
     assert 1 <= run(source + GOOD).measured["cpu_seconds"] < 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
+def test_the_cpu_time_of_children_that_live_shorter_than_the_guard_looks_counts(run):
+    """One that is new and at work stands for those that came and went since the last look."""
+    source = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for child in range(40):
+    alive, end = os.pipe()
+    if os.fork() == 0:
+        while time.process_time() < 0.15: pass
+        os._exit(0)
+    os.close(end)
+    os.read(alive, 1)
+    os.close(alive)
+"""
+    assert run(source + GOOD).measured["cpu_seconds"] > 3, "6 s in all; of each one alone at most 0.15 s are seen"
+
+
+def test_a_run_made_again_finds_nothing_of_the_one_before(run, tmp_path):
+    """It was busy, as it trained for too long: what it learned is gone. The loop's own files stay."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/proposal.json").write_text("{}")
+    source = "import os\nprint('found:', os.path.exists('weights'))\nos.makedirs('weights/deep')\n"
+    assert "found: False" in run(source).tail
+    assert "found: False" in run(source).tail and (tmp_path / "run/proposal.json").read_text() == "{}"
+
+
 def test_a_number_printed_before_a_failure_does_not_count(run):
     assert run(GOOD + "import sys; sys.exit(1)").status == "crash"
 
