@@ -39,6 +39,7 @@ WORST = {torch.float32: 2e-4, torch.bfloat16: 2e-2}  # of one loss
 MEAN = {torch.float32: 1e-6, torch.bfloat16: 1e-5}  # of all
 NEAREST = {torch.float32: 1e-5, torch.bfloat16: 5e-4}  # of the last one, or the last eight, before each secret place
 CHECKED_ON_GPU = 0.25  # of the rows are scored a second time there
+FORGOTTEN = b"forgotten"  # the last word about a model
 ENDED = "the process that ran the model ended with {}; out of memory?"
 LOOK_EVERY = 1.0  # seconds between two looks at how slow the machine is, while a run trains
 LOGITS_AT_ONCE = 8  # rows whose logits are turned into float32 at a time: they are large
@@ -197,8 +198,10 @@ class Runner:
         return said
 
     def end(self) -> None:
-        """Have it forget the model."""
+        """Have it forget the model, and drop what it still says of it."""
         self.ours.send(b"end")
+        while self.ours.recv(65536) not in (FORGOTTEN, b""):
+            pass
 
 
 def serve_models(runner: Runner) -> None:
@@ -216,6 +219,7 @@ def serve_models(runner: Runner) -> None:
                 os.close(file)
             if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
                 runner.theirs.send(json.dumps({"refused": ENDED.format(code)}).encode())
+            runner.theirs.send(FORGOTTEN)
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 import prepare_data
+from autoresearch.guard import processes_below
 from autoresearch.judge import scorer
 from autoresearch.judge.graph import find_operator, load_graph
 from autoresearch.run.scoring import score_once
@@ -283,6 +285,21 @@ def test_a_branch_on_tokens_is_refused(said):
     """Both batches of chance tokens would take the same branch, and the graph would keep it for all texts."""
     with pytest.raises(ValueError, match="Python looks at a value that depends on the tokens"):
         said(Model(lambda logits, inputs: logits * 2 if (inputs == 3).any() else logits))
+
+
+@pytest.mark.slow
+def test_what_is_said_of_one_model_is_not_said_of_the_next(tmp_path, tokenizer):
+    """Its process was killed when the number was there already."""
+    hand_over(Model(), VOCAB, 16, tmp_path)
+    runner = scorer.Runner(VOCAB)
+    for _ in range(2):
+        runner.read(*(os.open(tmp_path / name, os.O_RDONLY) for name in ("graph.json", "tensors.bin")))
+        assert runner(torch.zeros(16, MAX_SEQ_LEN, dtype=torch.int64)).shape == (16, MAX_SEQ_LEN, VOCAB)
+        server, model = processes_below(os.getpid())
+        os.kill(model, signal.SIGKILL)
+        runner.end()
+    os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
 
 
 def test_a_broken_hand_over_is_named(tmp_path, tokenizer):
