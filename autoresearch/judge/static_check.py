@@ -41,7 +41,7 @@ WORDS = {  # attributes, whatever they belong to
 }
 NAMES = {
     FILES: "open torch.save torch.load numpy.save numpy.load numpy.savez np.save np.load np.savez "
-    "os.remove os.rename os.rmdir os.mkdir os.walk",
+    "os.open os.fdopen os.replace os.link os.symlink os.remove os.rename os.rmdir os.mkdir os.walk",
     HIDDEN: "exec eval compile __import__",
 }
 TEXTS = {  # in strings that are not docstrings

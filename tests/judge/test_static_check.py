@@ -69,6 +69,7 @@ def test_harmless_lines(line):
         ("import os\nprint(os.environ['ANTHROPIC_API_KEY'])", "environment"),
         ("import os\nos.kill(1, 9)", "processes"),
         ("import os\nos.remove('x')", "files"),
+        ("import os\nos.open('x', 0)", "files"),
         ("total = eval", "can't be read"),
         ("import importlib", "can't be read"),
         ("from prepare_data import load_rows", "not for train.py"),
