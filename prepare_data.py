@@ -232,22 +232,33 @@ def note_first(event: str) -> None:
         noted[event] = clocks | {"batches": noted["batches"]}
 
 
+def seconds_trained() -> float:
+    """Seconds since the clock started, as training_clock() counts them."""
+    start = noted["clock_started"]
+    return process_times().elapsed - start["wall"] if default_device() == "cuda" else paced_seconds() - start["paced"]
+
+
 def note_batch(tokens: int) -> None:
-    """Count a batch that train.py gets. There is none once the model was handed over."""
+    """Count a batch that train.py gets. There is none once the model was handed over, or the budget is over: for the
+    end of a step there are two mean steps more."""
     if RECORD and "evaluated" in noted:
         raise RuntimeError("no batch after evaluate_bpb(): the training is over")
+    if RECORD and not STEPS and "clock_started" in noted:
+        seconds = seconds_trained()
+        step = min(seconds / noted.get("clock_reads", 1), 0.05 * TIME_BUDGET)
+        if seconds > 1.01 * TIME_BUDGET + 2 * step:
+            raise RuntimeError(f"no batch after {seconds:.1f} s: the budget is {TIME_BUDGET} s of training_clock()")
     note_first("first_batch")
     noted["batches"] += 1
     noted["training_tokens"] += tokens
 
 
-def write_record() -> None:
-    """Write down what was noted, if the loop asked for it."""
+def write_record(path: Path) -> None:
+    """Write down what was noted, for the loop."""
     noted.pop("finished", None)
     for event in ("first_batch", "clock_started", "finished"):  # what never happened, happens now
         note_first(event)
-    if RECORD:
-        RECORD.write_text(json.dumps(noted))
+    path.write_text(json.dumps(noted))
 
 
 note_first("imported")
@@ -330,6 +341,9 @@ def training_clock() -> float:
             if RECORD:
                 RECORD.write_text(json.dumps(noted | {"again": True}))
             os._exit(AGAIN)
+        if noted["batches"]:
+            print(f"the first {noted['batches']} batches, before the clock, held tokens by chance", flush=True)
+    noted["clock_reads"] = noted.get("clock_reads", 0) + 1
     return time.perf_counter() if on_gpu else paced_seconds()
 
 
@@ -360,7 +374,11 @@ def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: 
     """Write the model into a folder, for the scorer."""
     from autoresearch.judge.handover import write_graph
 
+    noted.pop("evaluated", None)  # of a second one the later moments count, as its model is what is scored
+    note_first("evaluated")
     write_graph(*graph_of(model, vocab_size, batch_size), folder)
+    if RECORD:
+        write_record(RECORD)
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
@@ -374,11 +392,8 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
         import torch
 
         torch.cuda.synchronize()  # what is still being trained is training time
-    noted.pop("evaluated", None)  # of a second call the later moments count, as its model is what is scored
-    note_first("evaluated")
     if RECORD:
         hand_over(model, tokenizer.get_vocab_size(), batch_size, RECORD.parent)
-        write_record()
         return math.nan
     from autoresearch.run.scoring import score_once
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_bad_environment(name, value):
 def started(monkeypatch):
     """The clock has started."""
     monkeypatch.setattr(prepare_data, "noted", {"batches": 0, "training_tokens": 0, "imported": {}})
-    monkeypatch.setitem(prepare_data.noted, "clock_started", {})
+    monkeypatch.setitem(prepare_data.noted, "clock_started", {"paced": prepare_data.paced_seconds()})
 
 
 def test_before_the_clock_starts_there_is_nothing_to_learn(tokenizer, monkeypatch):
@@ -57,6 +58,34 @@ def test_a_run_has_the_training_rows_alone_and_no_batch_once_its_model_is_handed
     prepare_data.noted["evaluated"] = {}
     with pytest.raises(RuntimeError, match="the training is over"):
         next(loader)
+
+
+def test_once_the_budget_is_over_there_are_batches_for_the_end_of_a_step_alone(
+    tokenizer, monkeypatch, tmp_path, started
+):
+    monkeypatch.setattr(prepare_data, "RECORD", tmp_path / "record.json")
+    loader = make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train")
+    now = prepare_data.noted["clock_started"]["paced"]
+    prepare_data.noted |= {"clock_started": {"paced": now - 1.03 * prepare_data.TIME_BUDGET}, "clock_reads": 70}
+    next(loader)
+    prepare_data.noted["clock_started"]["paced"] -= 0.02 * prepare_data.TIME_BUDGET
+    with pytest.raises(RuntimeError, match=r"no batch after 21.* s: the budget is 20 s of training_clock"):
+        next(loader)
+
+
+def test_a_second_hand_over_moves_the_moments(tokenizer, monkeypatch, tmp_path, started):
+    monkeypatch.setattr(prepare_data, "RECORD", tmp_path / "record.json")
+    monkeypatch.setitem(prepare_data.noted, "evaluated", {"wall": 0.0})
+    prepare_data.hand_over(torch.nn.Embedding(1024, 1024), 1024, 8, tmp_path)
+    assert json.loads((tmp_path / "record.json").read_text())["evaluated"]["wall"] > 0
+
+
+def test_batches_of_chance_before_the_clock_are_told(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(prepare_data, "noted", {"batches": 0, "training_tokens": 0, "imported": {"wall": 0.0}})
+    next(make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train"))
+    prepare_data.training_clock()
+    prepare_data.training_clock()
+    assert capsys.readouterr().out == "the first 1 batches, before the clock, held tokens by chance\n"
 
 
 def test_batches(tokenizer, started):

@@ -168,9 +168,9 @@ def test_the_scorer_refuses(path, train):
 @pytest.mark.parametrize("path", cheats("budget"))
 def test_the_clocks_contradict(path, train, expected, by_the_clock):
     result, record = train(apply_patch(path), steps=0)
-    assert result.status == "ok", result.error
     known = at_most(expected, by_the_clock)
-    reason = check_result(result, record, known, LIMITS) or trust.contradiction(result, record, known, LIMITS)
+    reason = result.error  # of make_dataloader, which gives no batch once the budget is over
+    reason = reason or check_result(result, record, known, LIMITS) or trust.contradiction(result, record, known, LIMITS)
     assert expectations(path)["budget"] in reason
 
 
