@@ -226,7 +226,10 @@ def read_record(folder: Path) -> dict | None:
         record = json.loads(path.read_text())
         kinds = ("cpu", "paced", "wall", "batches")
         numbers = [float(record[name][kind]) for name in MOMENTS for kind in kinds]
-        numbers += [float(record["batches"]), float(record.get("training_tokens", 0))]
+        numbers += [
+            float(record["batches"]),
+            *(float(record.get(name, 0)) for name in ("training_tokens", "clock_reads")),
+        ]
     except (ValueError, KeyError, TypeError):
         return None
     return record if all(map(math.isfinite, numbers)) else None
@@ -327,7 +330,7 @@ def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits)
     if elapsed(record, "clock_started", "evaluated", "wall") < 0 or not record["batches"]:
         yield "no training batch came from make_dataloader, or training_clock() was not read before the evaluation"
     training = elapsed(record, "clock_started", "evaluated", kind)
-    step = min(training / max(record.get("clock_reads", 1), 1), 0.05 * budget)
+    step = min(training / max(float(record.get("clock_reads", 0)), 1), 0.05 * budget)
     if budget and training > budget * (1 + limits.tolerance) + limits.slack + step:
         yield f"it trained for {training:.1f} s; the budget is {budget} s"
     if elapsed(record, "imported", "finished", "wall") > result.seconds + 1:
