@@ -226,9 +226,8 @@ def read_record(folder: Path) -> dict | None:
         record = json.loads(path.read_text())
         kinds = ("cpu", "paced", "wall", "batches")
         numbers = [float(record[name][kind]) for name in MOMENTS for kind in kinds]
-        numbers += [float(record.get(name, 0)) for name in ("training_tokens", "clock_reads")] + [
-            float(record["batches"])
-        ]
+        counts = (record["batches"], record.get("training_tokens", 0), record.get("clock_reads", 0))
+        numbers += map(float, counts)
     except (ValueError, KeyError, TypeError):
         return None
     return record if all(map(math.isfinite, numbers)) else None
