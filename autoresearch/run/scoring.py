@@ -128,8 +128,7 @@ def train_and_score(
     result = run_training(source, folder, options, should_stop, on_progress)
     if result.status == "again" and options.scale == "cpu":  # filled once more, where there is nothing to learn
         sandbox.remove_own_caches(folder)
-        compiling = replace(options, start_limit=1, rows=False)
-        result = run_training(source, folder, compiling, should_stop, on_progress)
+        result = run_training(source, folder, replace(options, start_limit=1, rows=False), should_stop, on_progress)
     if result.status == "again":
         result = run_training(source, folder, replace(options, start_limit=0), should_stop, on_progress)
     try:
