@@ -14,6 +14,7 @@ embeddings, QK-norm, relu^2 MLPs, value embeddings, a sliding attention window, 
 import ctypes
 import functools
 import gc
+import importlib.metadata
 import itertools
 import math
 import resource
@@ -457,14 +458,12 @@ config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
 rows_per_step = max(1, round(TOTAL_BATCH_SIZE * BATCH_FACTOR / MAX_SEQ_LEN))
 passes = math.ceil(rows_per_step / max(1, DEVICE_BATCH_SIZE))
 rows_per_pass = round(rows_per_step / passes)
-rows_per_step = passes * rows_per_pass
-tokens_per_step = rows_per_step * MAX_SEQ_LEN
+rows_per_step, tokens_per_step = passes * rows_per_pass, passes * rows_per_pass * MAX_SEQ_LEN
 
 model = GPT(config).to(device)
 model.init_weights()
 optimizers = build_optimizers(model)
-num_params = sum(p.numel() for p in model.parameters())
-flops_per_token = model.flops_per_token()
+num_params, flops_per_token = sum(p.numel() for p in model.parameters()), model.flops_per_token()
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989.5, "H200": 989.5, "H20": 148, "B200": 2250, "A100": 312}
 PEAKS |= {"A10G": 70, "A10": 125, "A30": 165, "A40": 149.7, "A6000": 154.8, "6000 Ada": 364.2, "L40S": 362, "L40": 181}
 PEAKS |= {"L4": 121, "Laptop": math.inf, "5090": 209.5, "4090": 165.2, "3090": 71}  # TFLOP/s, dense bf16
@@ -504,8 +503,7 @@ def start_reading(loss):
     """Start the copy of a loss to the host. Returns a function that waits for it and gives the number."""
     if device == "cpu":
         return loss.item
-    copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
-    copied.record()
+    copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event()
     return lambda: copied.synchronize() or copy.item()
 
 
@@ -539,6 +537,9 @@ if device == "cuda":
         "full attention: cuDNN": (torch.backends.cuda.enable_cudnn_sdp, "SDPA without it"),
         "torch.compile": (lambda on: torch.compiler.set_stance("default" if on else "force_eager"), "eager mode"),
     }
+    if any(importlib.metadata.distributions(name="flash-attn-4")):  # its kernels, under the same operators of torch
+        fa4, fa2 = torch.nn.attention.activate_flash_attention_impl, torch.nn.attention.restore_flash_attention_impl
+        fast_paths["FlashAttention-4"] = (lambda on: fa4("FA4") if on else fa2(False), "FlashAttention-2")
 
 
 def use_fast_paths(batch):
@@ -547,9 +548,9 @@ def use_fast_paths(batch):
         switch(False)
     expected = trial(batch, 1)
     for name, (switch, instead) in list(fast_paths.items()):
-        switch(True)
         try:
-            results = trial(batch, len(batch[0]) if name == "torch.compile" else 1)  # compiled for whole batches
+            switch(True)
+            results = trial(batch, len(batch[0]) if name in ("torch.compile", "FlashAttention-4") else 1)  # as compiled
             for x, y in zip(results, expected, strict=True):
                 error = ((x - y).norm() / y.norm().clamp_min(1e-9)).item()  # rounding makes 0.1 of it, nonsense 1
                 assert error < 0.3, f"its numbers are off by {error:.0%}"
@@ -621,9 +622,8 @@ while progress < 1:
     smooth_loss = 0.9 * smooth_loss + 0.1 * value
     tokens_per_second = step * tokens_per_step / training_seconds
     mfu = f"mfu {100 * flops_per_token * tokens_per_second / peak_flops:.1f} % | " if peak_flops < math.inf else ""
-    seconds_left = training_seconds / progress - training_seconds
     line = f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
-    line += f"{tokens_per_second / 1e3:.1f} k tok/s | {mfu}{seconds_left:.0f} s left"
+    line += f"{tokens_per_second / 1e3:.1f} k tok/s | {mfu}{training_seconds / progress - training_seconds:.0f} s left"
     print(line, end="  ", flush=True)
 
 stop_if_diverged(read_loss(), step)  # waits for the last step

@@ -4,6 +4,7 @@ ends with a number. What needs a GPU is tried on the CPU, with stand-ins that co
 import functools
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ LINES = {
     "torch.compile": "eager mode",
     "fused AdamW": "plain AdamW",
 }
+FA4 = "FlashAttention-4"
+FA4_MODULE = "flash_attn.cute.interface"
 
 
 def as_on_a_gpu(source=SOURCE):
@@ -43,6 +46,7 @@ def spoiled(x, way):
 def window_by_mask(way, q, k, v, starts_q, starts_k, longest_q, longest_k, window_size):
     """varlen_attn for documents of one length."""
     q, k, v = (x.unflatten(0, (-1, longest_q)).transpose(1, 2) for x in (q, k, v))
+    way = way if torch.nn.attention.current_flash_attention_impl() != "FA4" else sys.modules[FA4_MODULE].way
     position = torch.arange(longest_q)
     distance = position[:, None] - position
     mask = (distance >= 0) & (distance <= window_size[0])
@@ -82,8 +86,20 @@ def compile_by(way):
     return functools.partial(torch.compile, backend=backend)
 
 
+def install_fa4(monkeypatch, folder, way):
+    """A stand-in for the package flash-attn-4, which torch's own registry takes; its kernels give spoiled results."""
+    module = folder / "flash_attn/cute/interface.py"
+    module.parent.mkdir(parents=True)
+    broken = "raise ImportError('libcuda.so.1: cannot open shared object file')"
+    module.write_text(f"{broken if way == 'import' else ''}\nway = {way!r}\n_flash_attn_fwd = _flash_attn_bwd = None\n")
+    about = folder / "flash_attn_4-4.0.0b18.dist-info/METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.4\nName: flash-attn-4\nVersion: 4.0.0b18\n")
+    monkeypatch.syspath_prepend(folder)
+
+
 @pytest.fixture
-def on_a_gpu(monkeypatch):
+def on_a_gpu(monkeypatch, tmp_path):
     """break_path(name, way): what a GPU has, with one path broken. torch's switches are put back afterwards."""
 
     def break_path(name="", way=""):
@@ -99,11 +115,17 @@ def on_a_gpu(monkeypatch):
             break_attention(monkeypatch, torch.backends.cuda.cudnn_sdp_enabled, way)
         if name == "fused AdamW":
             break_adamw(monkeypatch, way)
+        if name == FA4:
+            install_fa4(monkeypatch, tmp_path, way)
 
     yield break_path
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_cudnn_sdp(True)
     torch.compiler.set_stance("default")
+    torch.nn.attention.restore_flash_attention_impl(False)
+    torch.nn.attention._fa4._fa4_import_module.cache_clear()
+    for module in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        del sys.modules[module]
 
 
 def warm_up():
@@ -121,7 +143,17 @@ def test_what_works_is_used_without_a_word(on_a_gpu, capsys):
     assert "failed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_flash_attention_4_is_used_where_it_is_installed_and_works(on_a_gpu, capsys):
+    on_a_gpu(FA4)
+    module = warm_up()
+    assert set(module.fast_paths) == {*LINES, FA4} and module.use == {"varlen_attn": True}
+    assert torch.nn.attention.current_flash_attention_impl() == "FA4"
+    assert "failed" not in capsys.readouterr().out
+
+
 CASES = [pytest.param(name, way, id=f"{name}, {way}") for name in LINES for way in WAYS]
+CASES += [pytest.param(FA4, way, id=f"{FA4}, {way}") for way in ("import", *WAYS)]
 
 
 @pytest.mark.slow
@@ -132,14 +164,16 @@ def test_what_does_not_work_is_replaced_and_a_line_says_so(name, way, on_a_gpu, 
     module = warm_up()
     said = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     reason = {
+        "import": r"ImportError: libcuda.*",
         "raises": r"\w+: .*no kernel image is available for execution.*",
         "nan": "AssertionError: its numbers are off by nan%",
         "wrong": r"AssertionError: its numbers are off by \d+%",
     }[way]
     assert len(said) == 1 and re.fullmatch(
-        rf"{re.escape(name)} failed \({reason}\); using {LINES[name]}, slower", said[0]
+        rf"{re.escape(name)} failed \({reason}\); using {LINES.get(name, 'FlashAttention-2')}, slower", said[0]
     )
     assert set(module.fast_paths) == set(LINES) - {name}
+    assert torch.nn.attention.current_flash_attention_impl() is None
     plain = execute(SOURCE.partition("step, progress, smooth_loss")[0])
     inputs = next(module.batches)[0]
     torch.testing.assert_close(module.model(inputs), plain.model(inputs))

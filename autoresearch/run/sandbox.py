@@ -56,14 +56,15 @@ def compile_caches(folder: Path, scale: str) -> Path:
 
 
 def cache_folders(caches: Path) -> list[Path]:
-    return [caches / name for name in ("inductor", "triton", "cuda")]
+    return [caches / name for name in ("inductor", "triton", "cuda", "cute")]
 
 
 def environment(caches: Path) -> dict[str, str]:
     """Variables that a run needs besides those of training.py."""
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    fa4 = "FLASH_ATTENTION_CUTE_DSL_CACHE_"  # of FlashAttention-4, which keeps its kernels only when it is told to
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", f"{fa4}DIR")
     folders = dict(zip(names, map(str, cache_folders(caches)), strict=True))
-    return {"AUTORESEARCH_DATA_DIR": str(data_root()), **folders}
+    return {"AUTORESEARCH_DATA_DIR": str(data_root()), f"{fa4}ENABLED": "1", **folders}
 
 
 def shown_to_runs(scale: str) -> list[Path]:

@@ -406,6 +406,19 @@ def test_compile_caches_are_kept_within_their_limit(tmp_path, monkeypatch):
     assert (tmp_path / "precious/file").exists()
 
 
+@pytest.mark.parametrize(
+    "variable",
+    ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"],
+)
+@both
+def test_kernels_that_a_gpu_run_compiled_are_there_in_the_next(run, tmp_path, mode, variable):
+    file = f"pathlib.Path(os.environ['{variable}'], 'version', 'kernel.o')"
+    written = run(attempts(f"{file}.parent.mkdir()", f"{file}.write_text('compiled')"), mode, "h100")
+    assert written.tail.count("pathlib") == 2
+    assert "done: [" in run(attempts(f"assert {file}.read_text() == 'compiled'"), mode, "h100").tail
+    assert [path.name for path in (tmp_path / "data/compile").glob("*/version/*")] == ["kernel.o"]
+
+
 @needs_bubblewrap
 def test_a_cache_cannot_be_replaced_by_a_link(run):
     cache = "os.environ['TRITON_CACHE_DIR']"
