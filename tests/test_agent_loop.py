@@ -430,9 +430,11 @@ def test_a_search_keeps_the_scale_and_the_budget_that_it_began_with(prepared, tm
     options = ("--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
     first = run_loop(repo, *options)
     assert first.returncode == 0, first.stdout
-    done = run_loop(repo, *options, env={"AUTORESEARCH_BUDGET": "5"})
-    mend = "AUTORESEARCH_BUDGET=20, or start another --tag"
-    assert (done.returncode, done.stderr) == (2, f"error: the runs of search t train for 20 s, not 5 s; {mend}\n")
+    mend = "--budget 20 or AUTORESEARCH_BUDGET=20, or start another --tag"
+    for asked, variable in ((("--budget", "5"), {}), ((), {"AUTORESEARCH_BUDGET": "5"})):
+        done = run_loop(repo, *options, *asked, env=variable)
+        assert (done.returncode, done.stderr) == (2, f"error: the runs of search t train for 20 s, not 5 s; {mend}\n")
+    assert run_loop(repo, *options, "--budget", "0").stderr == "error: --budget 0 is not 1 or more\n"
     measure = repo / "runs/t/measure.json"
     measure.write_text(measure.read_text().replace('"time_budget": 20', '"time_budget": 6'))
     done = run_loop(repo, *options)

@@ -95,7 +95,7 @@ def check_budget(measure: Measure, tag: str, now: int) -> None:
     """End the program where this session would train for another time than the search did: no numbers would compare."""
     before = measure.expected["time_budget"]
     if before and now and before != now:
-        mend = f"AUTORESEARCH_BUDGET={before}, or start another --tag"
+        mend = f"--budget {before} or AUTORESEARCH_BUDGET={before}, or start another --tag"
         fail(f"the runs of search {tag} train for {before} s, not {now} s; {mend}")
 
 

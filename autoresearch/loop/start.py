@@ -85,6 +85,17 @@ def check_session_arguments(args: Namespace) -> None:
     check_least(args, slots=1)
 
 
+def add_budget(parser: ArgumentParser) -> None:
+    parser.add_argument("--budget", type=int, metavar="SECONDS", help="of training for a run (default: the scale's)")
+
+
+def take_budget(seconds: int | None) -> None:
+    """Hand --budget to prepare_data.py, which reads the environment when it is imported."""
+    if seconds is not None and not seconds >= 1:
+        fail(f"--budget {seconds} is not 1 or more")
+    os.environ |= {"AUTORESEARCH_BUDGET": str(seconds)} if seconds else {}
+
+
 def add_slots(parser: ArgumentParser) -> None:
     """Where the runs are made."""
     parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")

@@ -3,6 +3,7 @@ Is this machine fit for a night? Everything that a search stands on is tried onc
 
     python agent_loop.py check
     python agent_loop.py check --hours 48 --json
+    python agent_loop.py check --budget 900             # how many tokens a parameter would see in 900 s
     AUTORESEARCH_SCALE=cpu python agent_loop.py check --proposer constants
 
 Exit code 0: fit; 1: it works, but not as well as it could; 2: it does not work. Each search begins with the cheap part
@@ -151,10 +152,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--proposer", choices=PROPOSERS, default="anthropic", help="who will propose (default: anthropic)"
     )
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all")
+    start.add_budget(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the numbers of each line")
     args = parser.parse_args(arguments)
     args.ray, args.demo = None, False
     start.check_tag(args.tag)
+    start.take_budget(args.budget)
     if not args.hours > 0:
         start.fail(f"--hours {args.hours} is not more than 0")
     return args

@@ -26,6 +26,7 @@ FOLDER = ROOT / "runs" / "check"  # where the logs are left
 PROBE_SECONDS, RUN_SECONDS = 120.0, 400.0  # at most; compiling takes 70 s on a slow host
 GOOD_PRODUCT = 0.6  # of the datasheet's peak: published are 0.8 on an H100
 LONG_START = 60.0  # seconds outside training at the h100 scale: more is a compile cache that was empty
+H100_TOKENS = 2.6  # per parameter of the shipped train.py in 300 s, at 1.057 M tokens/s: docs/performance.md
 FULL = 0.9  # of the GPU's memory: a larger model would not fit
 FALL_BACK = re.compile(r"^(.+) failed \((.*)\); using (.+)$", re.M)  # a line of train.py
 
@@ -178,7 +179,10 @@ def training_lines(session: Session, options: RunOptions, seen: dict[str, Any]) 
     if result.status != "ok":
         yield Line(f"{steps} steps", "wrong", f"{result.status}: {result.error}", f"read {folder / 'run.log'}")
         return
-    yield speed_line(log, result, steps, seen, clocks)
+    speed = speed_line(log, result, steps, seen, clocks)
+    yield speed
+    if options.scale != "cpu" and speed.facts and {"depth", "num_params_M"} <= set(result.printed):
+        yield budget_line(speed.facts["tokens_per_second"], result.printed, session.options.time_budget)
     yield Line("scorer", "ok", f"val_bpb {result.val_bpb:.4f} after {steps} steps is believed")
     yield overhead_line(result, folder, session.options)
 
@@ -204,6 +208,25 @@ def speed_line(log: str, result: RunResult, steps: int, seen: dict[str, Any], cl
         fix = "a smaller DEVICE_BATCH_SIZE in train.py leaves room for larger models"
         return Line(f"{steps} steps", "slow", f"{text}, nearly all there is", fix, facts)
     return Line(f"{steps} steps", "ok", text, "", facts)
+
+
+def size_at(depth: int) -> tuple[float, float]:
+    """(parameters, FLOPs per token) of train.py's model at the h100 scale, up to gates and scalars."""
+    width, long_windows = 128 * math.ceil(depth * 57 / 128), (depth + 4) // 5
+    blocks, table = 12 * depth * width**2, 8192 * width
+    window = 2048 * long_windows + 256 * (depth - long_windows)
+    return blocks + (10 + (depth + 1) // 2) * table, 6 * (blocks + table) + 12 * width * window
+
+
+def budget_line(speed: float, printed: dict[str, float], budget: int) -> Line:
+    """How many tokens a parameter sees in the budget, and the DEPTH at which it would see as many as on an H100."""
+    depth, tokens = int(printed["depth"]), speed * budget
+    here, (parameters, work) = tokens / printed["num_params_M"] / 1e6, size_at(depth)
+    seen = {d: here * parameters * work / math.prod(size_at(d)) for d in range(1, 33)}
+    alike = min(seen, key=lambda d: abs(math.log(seen[d] / H100_TOKENS)))
+    text = f"{budget} s are {tokens / 1e6:.0f} M tokens, {here:.2g} per parameter at depth {depth}; "
+    text += f"on an H100 {H100_TOKENS} in 300 s, as about here at DEPTH = {alike}"
+    return Line("budget", "ok", text, "", {"tokens_per_parameter": here, "depth_as_on_h100": alike})
 
 
 def overhead_line(result: RunResult, folder: Path, options: Options) -> Line:

@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 from loop_helpers import git, make_repository
 from searches import write_search
 from shipped import TRAIN
@@ -230,3 +231,33 @@ def test_a_search_begins_with_the_cheap_part(repo):
     """The same checks, by the same function: what stops a search is what `check` calls wrong."""
     args = Namespace(tag="t", max_cost=None, ray=None, proposer="anthropic")
     assert list(check.start.needs(args, None)) == ["files and git", "program.md", "scale", "prepared data", "proposer"]
+
+
+# -----------------------------------------------------------------------------
+# The budget
+
+
+@pytest.mark.parametrize("depth", [1, 4, 6, 9, 12, 20])
+def test_the_sizes_are_those_of_the_shipped_model(depth, prepared):
+    """Of the h100 scale's constants, on a device that holds no numbers."""
+    source = TRAIN.partition("# Setup\n")[0].replace('SCALE == "h100"', "True")
+    module = {"__name__": "definitions"}
+    exec(compile(source, "train.py", "exec"), module)
+    with torch.device("meta"):
+        model = module["GPT"](module["build_config"](depth, 8192, 2048))
+    parameters, work = short_run.size_at(depth)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=1e-3)
+    assert model.flops_per_token() == pytest.approx(work, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("speed", "budget", "seen", "depth"),
+    [
+        (1.057e6, 300, "317 M tokens, 2.6 per parameter at depth 9", 9),  # the H100
+        (0.18e6, 300, "54 M tokens, 0.44 per parameter at depth 9", 6),
+        (0.18e6, 1800, "324 M tokens, 2.6 per parameter at depth 9", 9),
+    ],
+)
+def test_the_depth_that_sees_as_many_tokens_as_on_an_h100(speed, budget, seen, depth):
+    line = short_run.budget_line(speed, {"num_params_M": 122.9, "depth": 9.0}, budget)
+    assert line.state == "ok" and seen in line.text and line.text.endswith(f"DEPTH = {depth}")
