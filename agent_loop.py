@@ -49,15 +49,7 @@ from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
 from autoresearch.loop.proposers import PROPOSERS, answered, gives_up, propose, take_answer
 from autoresearch.loop.session import MOST_FAULTS, Session, note_start, notify, reload_program
-from autoresearch.loop.start import (
-    add_budget,
-    add_slots,
-    check_arguments,
-    default_tag,
-    locked,
-    make_session,
-    take_budget,
-)
+from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session, take_budget
 from autoresearch.machine import cores
 from autoresearch.nouns import Experiment, Proposal, RunResult, Task
 from autoresearch.process import stop_on_signals
@@ -243,16 +235,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--proposer", choices=PROPOSERS, help="who proposes the edits (default: anthropic)")
     parser.add_argument("--command", default="", help="with --proposer command: the shell command that edits train.py")
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all, for program.md's max_cost")
-    add_budget(parser)
+    parser.add_argument("--budget", type=int, metavar="SECONDS", help="of training for a run (default: the scale's)")
     add_slots(parser)
     parser.add_argument("--demo", action="store_true", help="two minutes at the cpu scale: no GPU, key or download")
     args = parser.parse_args()
     if args.demo:
-        os.environ["AUTORESEARCH_SCALE"], args.budget = "cpu", args.budget or DEMO_BUDGET
+        os.environ["AUTORESEARCH_SCALE"], args.budget = "cpu", DEMO_BUDGET if args.budget is None else args.budget
         args.experiments = args.experiments or DEMO_EXPERIMENTS
         args.slots = args.slots or min(4, cores())
         args.tag = args.tag or "demo"
-    take_budget(args.budget)
+    take_budget(args)
     args.proposer = args.proposer or ("command" if args.command else "constants" if args.demo else "anthropic")
     return args
 

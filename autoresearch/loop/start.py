@@ -85,15 +85,10 @@ def check_session_arguments(args: Namespace) -> None:
     check_least(args, slots=1)
 
 
-def add_budget(parser: ArgumentParser) -> None:
-    parser.add_argument("--budget", type=int, metavar="SECONDS", help="of training for a run (default: the scale's)")
-
-
-def take_budget(seconds: int | None) -> None:
+def take_budget(args: Namespace) -> None:
     """Hand --budget to prepare_data.py, which reads the environment when it is imported."""
-    if seconds is not None and not seconds >= 1:
-        fail(f"--budget {seconds} is not 1 or more")
-    os.environ |= {"AUTORESEARCH_BUDGET": str(seconds)} if seconds else {}
+    check_least(args, budget=1)
+    os.environ |= {"AUTORESEARCH_BUDGET": str(args.budget)} if args.budget else {}
 
 
 def add_slots(parser: ArgumentParser) -> None:

@@ -152,12 +152,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--proposer", choices=PROPOSERS, default="anthropic", help="who will propose (default: anthropic)"
     )
     parser.add_argument("--max-cost", type=float, help="US dollars of API use in all")
-    start.add_budget(parser)
+    parser.add_argument("--budget", type=int, metavar="SECONDS", help="of training for a run (default: the scale's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the numbers of each line")
     args = parser.parse_args(arguments)
     args.ray, args.demo = None, False
     start.check_tag(args.tag)
-    start.take_budget(args.budget)
+    start.take_budget(args)
     if not args.hours > 0:
         start.fail(f"--hours {args.hours} is not more than 0")
     return args

@@ -181,7 +181,8 @@ def training_lines(session: Session, options: RunOptions, seen: dict[str, Any]) 
         return
     speed = speed_line(log, result, steps, seen, clocks)
     yield speed
-    if options.scale != "cpu" and speed.facts and {"depth", "num_params_M"} <= set(result.printed):
+    known = min(result.printed.get(name, 0) for name in ("depth", "num_params_M")) > 0  # train.py may print otherwise
+    if options.scale != "cpu" and known and speed.facts:
         yield budget_line(speed.facts["tokens_per_second"], result.printed, session.options.time_budget)
     yield Line("scorer", "ok", f"val_bpb {result.val_bpb:.4f} after {steps} steps is believed")
     yield overhead_line(result, folder, session.options)
