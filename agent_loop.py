@@ -42,7 +42,7 @@ from rich.live import Live
 from autoresearch.files import ROOT
 from autoresearch.judge.trust import load_measure
 from autoresearch.loop import limits
-from autoresearch.loop.bench import close, collect, make_slots, may_run, run_all, start, wait
+from autoresearch.loop.bench import close, collect, in_time, make_slots, may_run, run_all, start, wait
 from autoresearch.loop.decide import decide, fault_costs, give_up, look_again
 from autoresearch.loop.inflight import Queue, begin, bench_of, fits, restore_queue
 from autoresearch.loop.live import Drawing, announce, live_lines
@@ -149,7 +149,8 @@ def next_experiment(session: Session, ledger: Ledger, queue: Queue) -> Experimen
 def under_way(session: Session, ledger: Ledger, queue: Queue) -> bool:
     """Whether something runs, is being written, or could go on."""
     more = (queue.crashed or queue.waiting) and limits.time_for_more(session, ledger, queue.slots)
-    return queue.busy or bool((queue.bench.tasks or more) and limits.may_go_on(session, ledger))
+    could = (queue.bench.tasks or more) and in_time(session, limits.run_seconds(ledger, session.options.time_budget))
+    return bool(queue.asking.at_work or queue.bench.running or could)
 
 
 def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:

@@ -75,11 +75,6 @@ def plural(count: int, name: str) -> str:
     return f"{count} {name}{'s' * (count != 1)}"
 
 
-def gain_text(gain: float, noise: float) -> str:
-    """A gain and how many times the noise of one run it is."""
-    return f"{gain:+.6f}, {gain / noise:+.1f} x noise"
-
-
 # -----------------------------------------------------------------------------
 # Tables
 
@@ -98,3 +93,8 @@ def table_lines(title: str, heads: list[str], rows: list[list[Any]]) -> list[str
     forms = [f"{'>' if head[0] == '>' else '<'}{width}" for head, width in zip(heads, widths, strict=True)]
     lines = ["  ".join(map(format, row, forms)).rstrip() for row in cells]
     return ["", title, *(f"  {line}" for line in lines)] if rows else []
+
+
+def tables_text(tables: list[Table], lines: list[str]) -> str:
+    """Tables, and lines below them."""
+    return "\n".join([*(line for table in tables for line in table_lines(*table)), "", *lines])

@@ -74,11 +74,6 @@ class Queue:
         return len(self.bench.slots)
 
     @property
-    def busy(self) -> bool:
-        """Whether something runs or is being written."""
-        return bool(self.asking.at_work or self.bench.running)
-
-    @property
     def descriptions(self) -> list[str]:
         """Of what runs or waits to run."""
         return [each.proposal.description for each in [*self.experiments.values(), *self.waiting]]

@@ -7,7 +7,6 @@ import math
 import time
 
 from autoresearch.judge.keep_rule import fresh_seeds
-from autoresearch.loop.bench import in_time
 from autoresearch.loop.inflight import Queue
 from autoresearch.loop.session import Options, Session
 from autoresearch.nouns import RunResult
@@ -44,11 +43,6 @@ def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
 def confirming_seconds(ledger: Ledger, settings: Settings, options: Options, slots: int) -> float:
     """What it takes to confirm the best, on all slots."""
     return math.ceil(len(to_confirm(ledger, settings)) / slots) * run_seconds(ledger, options.time_budget)
-
-
-def may_go_on(session: Session, ledger: Ledger) -> bool:
-    """Whether nobody wants to stop, and a run would end in time."""
-    return in_time(session, run_seconds(ledger, session.options.time_budget))
 
 
 def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:

@@ -33,14 +33,7 @@ from autoresearch.process import GRACE
 from autoresearch.propose.anthropic import propose_by_anthropic
 from autoresearch.propose.command import propose_by_command
 from autoresearch.propose.constants import propose_constants
-from autoresearch.propose.context import (
-    CannotPropose,
-    Context,
-    Fault,
-    NothingLeft,
-    ProposalFailed,
-    Refused,
-)
+from autoresearch.propose.context import CannotPropose, Context, Fault, NothingLeft, ProposalFailed, Refused
 from autoresearch.record.ledger import Ledger, keep_crashed, note_failure
 from autoresearch.text import plural
 

@@ -19,7 +19,6 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.row import ON_TOP, SECOND_LOOK, Row, runs_of, runs_text
 from autoresearch.settings import Settings
 from autoresearch.source import count_statements, edit_problem
-from autoresearch.text import gain_text
 
 # -----------------------------------------------------------------------------
 # Whether it may run
@@ -192,7 +191,7 @@ def message_of(ledger: Ledger, experiment: Experiment, verdict: Verdict, row: Ro
     subject = experiment.title
     if verdict.status not in ("keep", "discard"):
         return f"{subject} ({verdict.status})", verdict.reason
-    gain = f", {gain_text(verdict.gain, row.noise)}" if math.isfinite(verdict.gain) else ""
+    gain = f", {verdict.gain:+.6f}, {verdict.gain / row.noise:+.1f} x noise" if math.isfinite(verdict.gain) else ""
     values = attempt_runs(ledger, experiment)[-1].result.facts
     facts = ", ".join(f"{name} {value:g}" for name, value in values.items() if name != "val_bpb")
     before = f"; best before {ledger.best.val_bpb:.6f}" if ledger.kept else ""

@@ -14,7 +14,7 @@ from autoresearch.prove.pruning import FRESH_SEEDS, Pruning, largest_removal, re
 from autoresearch.prove.target import paired_sigma
 from autoresearch.prove.trials import Trials, note_plan, say_if_too_long, time_text
 from autoresearch.record.proof import pruned_line, shortened
-from autoresearch.text import table_lines
+from autoresearch.text import tables_text
 
 SEEDS = 2
 BY_CHANCE = 0.05  # the probability that any change is called harmful where none is (Bonferroni); of "real" likewise
@@ -85,6 +85,4 @@ def effects_text(factors: list[Factor], effects: Effects) -> str:
     harmful = [factor.name for each, factor in pairs if each.verdict == "harmful"]
     said = f"harmful beyond chance: {', '.join(harmful)}" if harmful else "none is harmful beyond chance"
     noise = f"noise of a run {effects.sigma:.6f}, {effects.degrees_of_freedom:.0f} degrees of freedom"
-    return "\n".join(
-        [*table_lines("ablate --quick: what each change is worth in the best", heads, rows), "", said, noise]
-    )
+    return tables_text([("ablate --quick: what each change is worth in the best", heads, rows)], [said, noise])

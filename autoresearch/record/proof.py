@@ -8,7 +8,7 @@ from typing import Any
 from autoresearch.judge.noise import mean
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_if_there
-from autoresearch.text import Table, cut, one_line, plural, table_lines
+from autoresearch.text import Table, cut, one_line, plural, tables_text
 
 TITLE = 70  # characters of a factor's title in a table
 
@@ -82,15 +82,7 @@ def pruned_line(report: dict[str, Any]) -> str:
 
 
 def ablation_tables(report: dict[str, Any]) -> list[Table]:
-    heads = [
-        ">change",
-        ">gain, on average",
-        ">± (95 %)",
-        ">p",
-        ">in the best",
-        "verdict",
-        "what",
-    ]
+    heads = [">change", ">gain, on average", ">± (95 %)", ">p", ">in the best", "verdict", "what"]
     rows = [
         [
             f["name"],
@@ -113,20 +105,13 @@ def ablation_tables(report: dict[str, Any]) -> list[Table]:
 def ablation_lines(report: dict[str, Any]) -> list[str]:
     noise = f"noise of a run {report['sigma']:.6f}, {report['degrees_of_freedom']:.0f} degrees of freedom"
     lost = f"without a number: {'; '.join(report['crashed'])}" if report["crashed"] else ""
-    lines = [
-        ablation_line(report),
-        test_line(report),
-        additivity_line(report),
-        f"{plural(report['runs'], 'run')}, {noise}",
-        lost,
-        pruned_line(report),
-    ]
+    lines = [ablation_line(report), test_line(report), additivity_line(report)]
+    lines += [f"{plural(report['runs'], 'run')}, {noise}", lost, pruned_line(report)]
     return [line for line in lines if line]
 
 
 def ablation_text(report: dict[str, Any]) -> str:
-    tables = [line for table in ablation_tables(report) for line in table_lines(*table)]
-    return "\n".join([*tables, "", *ablation_lines(report)])
+    return tables_text(ablation_tables(report), ablation_lines(report))
 
 
 # -----------------------------------------------------------------------------
@@ -155,20 +140,14 @@ def promotion_line(report: dict[str, Any]) -> str:
 
 def promotion_tables(report: dict[str, Any]) -> list[Table]:
     there, horizon = report["searched"], str(report["horizon"])
-    old, new = report["searched_depth"], report["depth"]
-    here = [mean(report[arm][horizon]) for arm in ("baseline", "best")]
+    baseline, best = (mean(report[arm][horizon]) for arm in ("baseline", "best"))
     heads = [">depth", ">baseline", ">best", ">gain", ">±"]
-    value = report["gain"]
     rows = [
-        [
-            f"{old['baseline']}, {old['best']}",
-            *with_gain(there["baseline"], there["best"]),
-            f"{there['standard_error']:.6f}",
-        ],
-        [f"{new['baseline']}, {new['best']}", *with_gain(*here), f"{value['standard_error']:.6f}"],
+        depth_row(report["searched_depth"], there["baseline"], there["best"], there["standard_error"]),
+        depth_row(report["depth"], baseline, best, report["gain"]["standard_error"]),
     ]
     runs = [
-        [arm, budget, f"{mean(values):.6f}", f"{mean(values) - here[0]:+.6f}", len(values)]
+        [arm, budget, f"{mean(values):.6f}", f"{mean(values) - baseline:+.6f}", len(values)]
         for arm in ("baseline", "best")
         for budget, values in report[arm].items()
     ]
@@ -176,8 +155,9 @@ def promotion_tables(report: dict[str, Any]) -> list[Table]:
     return [("promotion: both at both depths", heads, rows), ("promotion: time to the target", run_heads, runs)]
 
 
-def with_gain(baseline: float, best: float) -> list[str]:
-    return [f"{baseline:.6f}", f"{best:.6f}", f"{baseline - best:+.6f}"]
+def depth_row(depths: dict[str, int], baseline: float, best: float, error: float) -> list[str]:
+    cells = [f"{depths['baseline']}, {depths['best']}", f"{baseline:.6f}", f"{best:.6f}"]
+    return [*cells, f"{baseline - best:+.6f}", f"{error:.6f}"]
 
 
 def promotion_lines(report: dict[str, Any]) -> list[str]:
@@ -203,8 +183,7 @@ def promotion_lines(report: dict[str, Any]) -> list[str]:
 
 
 def promotion_text(report: dict[str, Any]) -> str:
-    tables = [line for table in promotion_tables(report) for line in table_lines(*table)]
-    return "\n".join([*tables, "", *promotion_lines(report)])
+    return tables_text(promotion_tables(report), promotion_lines(report))
 
 
 # -----------------------------------------------------------------------------

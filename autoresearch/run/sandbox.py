@@ -99,7 +99,8 @@ def bubblewrap(folder: Path, shown: list[Path], caches: Path) -> list[str]:
     views |= {folder / name: ("--ro-bind-try", folder / name) for name in LOOP_FILES}
     views |= {path: ("--dev-bind-try", path) for pattern in DEVICES for path in Path("/dev").glob(pattern)}
     in_order = sorted(views, key=lambda path: len(path.parts))  # what is mounted later lies over what is there
-    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "LOGNAME": USER, "PYTHONUSERBASE": user_base()}
+    variables = {"HOME": "/tmp", "TMPDIR": "/tmp", "LOGNAME": USER}
+    variables["PYTHONUSERBASE"] = site.getuserbase()  # named, as HOME is another one inside
     if "LD_LIBRARY_PATH" in os.environ:  # which a setuid bwrap would lose
         variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return [
@@ -110,11 +111,6 @@ def bubblewrap(folder: Path, shown: list[Path], caches: Path) -> list[str]:
         *[word for pair in variables.items() for word in ("--setenv", *pair)],
         *("--chdir", str(folder), "--"),
     ]
-
-
-def user_base() -> str:
-    """Where `pip install --user` puts packages: named, as HOME is another one inside."""
-    return site.getuserbase()
 
 
 @functools.cache
@@ -216,11 +212,6 @@ def empty(folder: Path) -> None:
     tidy(folder)
     kept = [word for name in (*LOOP_FILES, "compile") for word in ("!", "-name", name)]
     subprocess.run(["find", str(folder), "-mindepth", "1", "-maxdepth", "1", *kept, "-exec", "rm", "-rf", "{}", "+"])
-
-
-def remove_own_caches(folder: Path) -> None:
-    """Of the cpu scale: compile_caches()."""
-    subprocess.run(["rm", "-rf", str(folder / "compile")])
 
 
 def prune_caches(limit: float = CACHE_GB * GB) -> None:

@@ -21,7 +21,6 @@ from autoresearch.files import ROOT
 from autoresearch.loop.bench import Slot
 from autoresearch.loop.briefing import make_context
 from autoresearch.loop.inflight import Queue, bench_of
-from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_proposer, new_session
 from autoresearch.nouns import Proposal
 from autoresearch.propose.anthropic import exchange_path, propose_by_anthropic
@@ -33,12 +32,6 @@ from autoresearch.row import TYPES, Row
 
 # -----------------------------------------------------------------------------
 # What it is told
-
-
-def make_session(max_cost: float | None) -> Session:
-    """What the loop would know of program.md and of this machine."""
-    args = argparse.Namespace(tag="propose", proposer="anthropic", max_cost=max_cost)
-    return new_session(args, time.monotonic(), "loop.log")
 
 
 def baseline_row() -> Row:
@@ -113,7 +106,8 @@ def main(arguments: list[str]) -> None:
     place = ROOT / "runs" / "propose"
     place.mkdir(parents=True, exist_ok=True)
     folder = place / f"{len(list(place.glob('[0-9]*'))) + 1:04d}"
-    session = make_session(args.max_cost)
+    asked = argparse.Namespace(tag="propose", proposer="anthropic", max_cost=args.max_cost)
+    session = new_session(asked, time.monotonic(), "loop.log")
     check_proposer("anthropic", session.settings)
     ledger = find_ledger()
     context = make_context(session, ledger, Queue(bench_of(session, ledger, [Slot()])), folder)

@@ -22,16 +22,7 @@ from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_data, check_session_arguments, locked, new_session
 from autoresearch.nouns import Task
 from autoresearch.process import stop_on_signals
-from autoresearch.prove.trials import (
-    Stopped,
-    Trials,
-    duration,
-    key_of,
-    note_run,
-    read_journal,
-    runs_before,
-    seconds_of,
-)
+from autoresearch.prove.trials import Stopped, Trials, duration, key_of, note_run, read_journal, runs_before, seconds_of
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import live_view
 from autoresearch.record.page import write_page
