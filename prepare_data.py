@@ -98,7 +98,7 @@ BOS = "<|bos|>"
 # Prepared folder: meta.json and the tokenizer
 
 
-def read_meta(directory: Path | None = None, scale: str = SCALE) -> dict:
+def read_meta(directory: Path | None = None, scale: str = SCALE) -> dict[str, Any]:
     """meta.json of a prepared folder. One that is missing, of another scale or of another version ends the program."""
     directory = directory or DATA_DIR
     path = directory / "meta.json"
@@ -353,7 +353,7 @@ def training_clock() -> float:
 SCORED_TOKENS = 65_536  # at most in one batch of the scorer, whose logits are whole
 
 
-def graph_of(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[dict, list[Tensor]]:
+def graph_of(model: torch.nn.Module, vocab_size: int, batch_size: int) -> tuple[dict[str, Any], list[Tensor]]:
     """The model as operators and tensors, for the scorer's batches. Raises ValueError where it can't be one."""
     from autoresearch.judge.handover import make_graph
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
 RECORD = "record.json"  # in a run's folder: what prepare_data saw of it; AUTORESEARCH_RECORD names it to the run
@@ -39,14 +40,14 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def append_event(path: Path, event: str, values: dict) -> str:
+def append_event(path: Path, event: str, values: dict[str, Any]) -> str:
     """Add an event to a journal, with the time. Returns its line, as it will be read again."""
     line = json.dumps({"event": event, "at": round(time.time(), 2)} | values)
     append_line(path, line + "\n")
     return line
 
 
-def read_events(path: Path) -> Iterator[dict]:
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events of a journal, oldest first; what a kill cut short is left out."""
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:

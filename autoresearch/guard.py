@@ -19,8 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 GB = 1_000_000_000
+Plan = dict[str, Any]  # what process.under_guard() and run/sandbox.py ask for
 CHECK = 0.2  # seconds between looks at a run, up to ten times as many where a look is slow
 
 
@@ -37,7 +39,7 @@ def lower_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def start(plan: dict, command: list[str]) -> int:
+def start(plan: Plan, command: list[str]) -> int:
     """The command as a child in a session of its own, under limits that it inherits to all that it starts."""
     child = os.fork()
     if child:
@@ -49,7 +51,7 @@ def start(plan: dict, command: list[str]) -> int:
     os.execvp(command[0], command)
 
 
-def limit_training(plan: dict) -> None:
+def limit_training(plan: Plan) -> None:
     """Called in the child: what the kernel itself can limit."""
     lower_limit(resource.RLIMIT_CORE, 0)
     lower_limit(resource.RLIMIT_FSIZE, plan["disk"])
@@ -114,7 +116,7 @@ def folder_use(path: str) -> tuple[int, int]:
     return size, count
 
 
-def processes_over(plan: dict) -> str:
+def processes_over(plan: Plan) -> str:
     """Which limit the run's processes are over, in words, or ""."""
     pids = processes_below(os.getpid())
     note_work(plan, pids)
@@ -125,7 +127,7 @@ def processes_over(plan: dict) -> str:
     return ""
 
 
-def disk_over(plan: dict) -> str:
+def disk_over(plan: Plan) -> str:
     """Which limit on the disk the run is over, in words, or ""."""
     size, files = folder_use(plan["folder"])
     if size + max(0, folder_use(plan["caches"])[0] - plan["cached"]) > plan["disk"]:
@@ -137,7 +139,7 @@ def disk_over(plan: dict) -> str:
     return ""
 
 
-def find_excess(plan: dict, due: dict[Callable[[dict], str], float]) -> str:
+def find_excess(plan: Plan, due: dict[Callable[[Plan], str], float]) -> str:
     """Look at what a run uses up, each thing when it is due; which limit it is over, or ""."""
     for look in due:
         if time.monotonic() >= due[look]:
@@ -196,11 +198,11 @@ def wake_on_signals(stopped: list[int]) -> int:
     return reader
 
 
-def guard(plan: dict, command: list[str]) -> int:
+def guard(plan: Plan, command: list[str]) -> int:
     """Run `command` within the plan's limits. Ends it, and all that it started, with the loop or at its request."""
     stopped: list[int] = []  # signals that asked for the end
     codes: dict[int, int] = {}  # of the children that have ended
-    due: dict[Callable[[dict], str], float] = {processes_over: 0.0, disk_over: 0.0} if "disk" in plan else {}
+    due: dict[Callable[[Plan], str], float] = {processes_over: 0.0, disk_over: 0.0} if "disk" in plan else {}
     reason = ""
     wake = wake_on_signals(stopped)
     on_linux("PR_SET_PDEATHSIG", 0)  # it notices by itself that the loop is gone, and has things to do then

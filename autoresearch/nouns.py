@@ -6,10 +6,12 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoresearch.text import one_line
 
 Runs = dict[int, float]  # seed -> val_bpb of one source
+Json = dict[str, Any]  # an object as a JSON file holds it
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class RunResult:
         return self.printed | self.measured
 
 
-def result_of(values: dict) -> RunResult:
+def result_of(values: Json) -> RunResult:
     """A result as a journal holds it; the version before had what was printed and what was measured in one."""
     old = values.pop("summary", {})
     return RunResult(**{"printed": old, "measured": old} | values)

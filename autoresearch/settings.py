@@ -178,7 +178,7 @@ class Loader(yaml.BaseLoader):
         text = super().construct_scalar(node)
         return None if node.style is None and text in ("", "~", "null", "Null", "NULL") else text
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         values, keys = super().construct_mapping(node, deep), [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise ValueError(f"`{twice[0]}` stands there twice; delete one of the lines")

@@ -12,6 +12,7 @@ import numpy as np
 
 from autoresearch.data.documents import documents, expected_bytes
 from autoresearch.data.progress import progress_bars
+from autoresearch.nouns import Json
 from autoresearch.text import BadInput
 from prepare_data import Scale, Tokenizer
 
@@ -84,7 +85,7 @@ def pack_rows(documents: Iterable[np.ndarray], row_length: int, pool_size: int =
         yield np.concatenate(pieces)[None]
 
 
-def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale, workers: int, target: Path) -> dict:
+def pack_split(split: str, files: list[Path], tokenizer: Tokenizer, scale: Scale, workers: int, target: Path) -> Json:
     """Tokenize and pack one split into `target`. Returns its counts for meta.json."""
     row_length = scale.max_seq_len + 1
     counts = {"documents": 0, "bytes": 0, "tokens": 0, "damaged": 0}

@@ -15,6 +15,7 @@ from autoresearch.data.download import TEST_SHARD
 from autoresearch.data.packing import pack_split
 from autoresearch.data.tokenizer import find_or_train_tokenizer
 from autoresearch.files import TEST_FILES, file_hash, fingerprint, replace_file
+from autoresearch.nouns import Json
 from autoresearch.text import BadInput, fail
 from prepare_data import DATA_DIR, FORMAT, SCALES, Tokenizer, read_meta
 
@@ -40,7 +41,7 @@ def prepare_or_fail(source: str | None, shards: int, scale: str, data_dir: Path,
         fail("interrupted; run again to go on")
 
 
-def prepare(source: str, num_shards: int, scale_name: str, directory: Path, workers: int) -> dict:
+def prepare(source: str, num_shards: int, scale_name: str, directory: Path, workers: int) -> Json:
     """Make the prepared folder, or find it there. Returns its meta.json, which is written last."""
     scale, name = SCALES[scale_name], full_name(source, num_shards)
     path = directory / "meta.json"
@@ -83,7 +84,7 @@ def full_name(source: str, num_shards: int) -> str:
     return str(Path(source).expanduser().resolve())
 
 
-def report(meta: dict, directory: Path) -> None:
+def report(meta: Json, directory: Path) -> None:
     """What was prepared, in four lines."""
     counts = meta | {"test": json.loads((directory / TEST_FILES[-1]).read_text())}
     for split in reversed(SPLITS):

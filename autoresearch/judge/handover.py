@@ -74,7 +74,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
-        self.nodes: list[list] = []
+        self.nodes: list[list[Any]] = []
         self.held: list[Tensor] = []  # parameters, buffers, constants
         self.names = WeakIdKeyDictionary({tokens: {"input": 0}})
         # The memory of all that depends on the tokens. A weak reference keeps an address from being given out again.
@@ -159,7 +159,7 @@ def plain_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def record_calls(model: torch.nn.Module, tokens: Tensor) -> tuple[dict, list[Tensor]]:
+def record_calls(model: torch.nn.Module, tokens: Tensor) -> tuple[dict[str, Any], list[Tensor]]:
     """The operators that model(tokens) comes to, and the tensors that they work on. ValueError for bad logits."""
     torch.clear_autocast_cache()
     recorder = Recorder(tokens)
@@ -174,7 +174,7 @@ def record_calls(model: torch.nn.Module, tokens: Tensor) -> tuple[dict, list[Ten
     return graph, recorder.held
 
 
-def make_graph(model: torch.nn.Module, some: Tensor, others: Tensor) -> tuple[dict, list[Tensor]]:
+def make_graph(model: torch.nn.Module, some: Tensor, others: Tensor) -> tuple[dict[str, Any], list[Tensor]]:
     """record_calls() of a model in eval mode, for two batches of tokens (B, T): the graph has to be the same.
 
     Raises ValueError, with the line of train.py, where the model can't be handed over.
@@ -202,7 +202,7 @@ def make_graph(model: torch.nn.Module, some: Tensor, others: Tensor) -> tuple[di
     return graph, held
 
 
-def write_graph(graph: dict, held: list[Tensor], folder: Path) -> None:
+def write_graph(graph: dict[str, Any], held: list[Tensor], folder: Path) -> None:
     """Write graph.json and tensors.bin into a folder: text and plain numbers, which nobody has to unpickle."""
     graph = graph | {"tensors": []}
     with open(folder / "tensors.bin", "wb") as file:

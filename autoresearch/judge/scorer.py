@@ -33,6 +33,7 @@ from torch import Tensor
 
 import prepare_data
 from autoresearch.judge.graph import Graph, load_graph
+from autoresearch.nouns import Json
 
 # How far a loss may be from itself in other company: kernels repeat themselves nearly always to the last bit.
 WORST = {torch.float32: 2e-4, torch.bfloat16: 2e-2}  # of one loss
@@ -74,7 +75,7 @@ def losses_of(model: Any, inputs: Tensor, targets: Tensor, order: np.ndarray, vo
 
 def require_blind(
     model: Any, inputs: Tensor, targets: Tensor, counted: Tensor, losses: Tensor, vocab_size: int, share: float
-) -> dict:
+) -> Json:
     """Raise ValueError if counted losses depend on later tokens or on other rows. Returns how much they changed."""
     secret = np.random.default_rng()  # seeded by the system
     rows, T = inputs.shape
@@ -99,7 +100,7 @@ def require_blind(
 
 
 @torch.no_grad()
-def score(model: Any, rows: np.ndarray, token_bytes: np.ndarray) -> dict:
+def score(model: Any, rows: np.ndarray, token_bytes: np.ndarray) -> Json:
     """Bits per byte of the rows, summed in float64 over the targets that stand for text. ValueError: none."""
     tokens = torch.from_numpy(rows.astype(np.int64))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -124,7 +125,7 @@ def answer(
     token_bytes: np.ndarray,
     test_rows: np.ndarray | None = None,
     read: Callable[[int, int], Any] | None = None,
-) -> dict:
+) -> Json:
     """What is said of a model in two open files: its number, that of the test rows too, or why it is "refused"."""
     started = time.perf_counter()
     try:
@@ -137,7 +138,7 @@ def answer(
     return said | {"seconds": time.perf_counter() - started}
 
 
-def refusal(error: Exception) -> dict:
+def refusal(error: Exception) -> Json:
     """The answer where there is no number, in words."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError):
@@ -190,7 +191,7 @@ class Runner:
         shape = self.said()["logits"]
         return self.logits[: math.prod(shape)].view(shape)
 
-    def said(self) -> dict:
+    def said(self) -> Json:
         """Its next answer. Raises ValueError where it refuses the model."""
         said = json.loads(self.ours.recv(65536) or b'{"refused": "the process that ran the model has ended"}')
         if "refused" in said:

@@ -29,7 +29,7 @@ from autoresearch.files import (
     stamp,
 )
 from autoresearch.judge.noise import plausible
-from autoresearch.nouns import Run, RunResult, Runs
+from autoresearch.nouns import Json, Run, RunResult, Runs
 from autoresearch.text import fail
 
 if TYPE_CHECKING:  # imported where they are used: prepare_data reads the environment then
@@ -48,7 +48,7 @@ class Measure:
     path: Path
     scale: str
     expected: dict[str, Any]  # of every honest run
-    files: dict[str, list]  # evaluator and data, and what they were when the search began
+    files: dict[str, list[Any]]  # evaluator and data, and what they were when the search began
 
 
 def load_measure(folder: Path, scale: str, budget: int) -> Measure:
@@ -193,7 +193,7 @@ ENOUGH_LOSSES = 10  # of two seeds: the first ones may be those of guessing, wha
 SQUEEZE = 0.25  # a model may be so much better than lzma, and no more: the best public one is at 0.4
 
 
-def measure_expected(budget: int) -> dict:
+def measure_expected(budget: int) -> Json:
     """What holds for every honest run on this machine's data. The scale is prepare_data's.
 
     `budget`: seconds of training; 0: by steps, whatever they take.
@@ -217,7 +217,7 @@ def lowest_believable(rows: "numpy.ndarray", tokenizer: "Tokenizer", size: int =
     return SQUEEZE * 8 * len(lzma.compress(text)) / len(text)
 
 
-def read_record(folder: Path) -> dict | None:
+def read_record(folder: Path) -> Json | None:
     """What prepare_data noted of a run, in the run's folder. None: there is none, or it is broken."""
     path = Path(folder) / RECORD
     if not path.is_file() or path.stat().st_size > 1_000_000:
@@ -236,12 +236,12 @@ def read_record(folder: Path) -> dict | None:
 MOMENTS = ("imported", "first_batch", "clock_started", "evaluated", "finished")
 
 
-def elapsed(record: dict, first: str, last: str, kind: str) -> float:
+def elapsed(record: Json, first: str, last: str, kind: str) -> float:
     """Seconds between two moments of a run: of CPU time ("cpu"), at a fixed pace ("paced"), or by the wall ("wall")."""
     return record[last][kind] - record[first][kind]
 
 
-def before_clock(record: dict, seconds: float, kind: str) -> float:
+def before_clock(record: Json, seconds: float, kind: str) -> float:
     """Seconds that a run took besides its training and its evaluation. "wall" goes by the loop's own clock."""
     return (
         record["clock_started"]["cpu"]
@@ -250,19 +250,19 @@ def before_clock(record: dict, seconds: float, kind: str) -> float:
     )
 
 
-def trained_tokens(record: dict) -> float:
+def trained_tokens(record: Json) -> float:
     """Tokens of the batches that were taken after the clock started; 0 where the record does not tell."""
     share = 1 - record["clock_started"]["batches"] / max(record["batches"], 1)
     return share * float(record.get("training_tokens", 0))
 
 
-def longest_start(expected: dict, limits: Limits) -> float:
+def longest_start(expected: Json, limits: Limits) -> float:
     """Seconds that a run may take before its clock starts: what is more was compiled, and a second start tells."""
     usual = expected["before_clock"]
     return limits.cold_start if usual is None else 1.5 * usual + limits.start
 
 
-def late(result: RunResult, record: dict, expected: dict, limits: Limits, slower: float = 1.0) -> str:
+def late(result: RunResult, record: Json, expected: Json, limits: Limits, slower: float = 1.0) -> str:
     """ "" or that a run took longer than an honest one before its clock started, or to hand its model over.
 
     `slower`: the time that a piece of work takes on this machine now, in times of what it took for the baseline.
@@ -276,14 +276,14 @@ def late(result: RunResult, record: dict, expected: dict, limits: Limits, slower
     return ""
 
 
-def cost(result: RunResult, expected: dict) -> float:
+def cost(result: RunResult, expected: Json) -> float:
     """What a run took, by what no run can touch: the guard's CPU seconds, in looks at the pace that the scorer took
     meanwhile, for each second of its start and its budget. So it is the same on a busy machine and for any budget."""
     looks = result.measured.get("cpu_seconds", math.inf) / result.measured.get("pace_seconds", math.nan)
     return looks / (expected["before_clock"] + expected["time_budget"])
 
 
-def contradiction(result: RunResult, record: dict, expected: dict, limits: Limits) -> str:
+def contradiction(result: RunResult, record: Json, expected: Json, limits: Limits) -> str:
     """ "" or that CPU time was spent on far more work than a run has: by the run, or by a machine that was busy.
 
     What is usual is the median of all runs that were believed, and how far a run may be from it grows with theirs.
@@ -305,7 +305,7 @@ def contradiction(result: RunResult, record: dict, expected: dict, limits: Limit
     return f"it took {worked:.1f} s of CPU time where {normal:.1f} s are usual"
 
 
-def check_result(result: RunResult, record: dict | None, expected: dict, limits: Limits) -> str:
+def check_result(result: RunResult, record: Json | None, expected: Json, limits: Limits) -> str:
     """ "" or why the number of a run is invalid.
 
     `record`: read_record(); `expected`: measure_expected(), with what the baseline's run took. Of the result only what
@@ -322,7 +322,7 @@ def check_result(result: RunResult, record: dict | None, expected: dict, limits:
     return next(wrong_times(result, record, expected, limits), "")
 
 
-def wrong_times(result: RunResult, record: dict, expected: dict, limits: Limits) -> Iterator[str]:
+def wrong_times(result: RunResult, record: Json, expected: Json, limits: Limits) -> Iterator[str]:
     """Where more was trained than the budget allows: by the run's own clocks and the loop's."""
     kind, budget = expected["clock"], expected["time_budget"]
     if elapsed(record, "clock_started", "evaluated", "wall") < 0 or not record["batches"]:
@@ -349,7 +349,7 @@ def protected_files(data: Path) -> list[Path]:
     return [*(ROOT / name for name in EVALUATOR), *(Path(data) / name for name in DATA_FILES)]
 
 
-def measure_files(paths: list[Path]) -> dict[str, list]:
+def measure_files(paths: list[Path]) -> dict[str, list[Any]]:
     """{name: [stamp, sha256]}: what check_integrity() compares with. Another machine has the files at other paths."""
     return {own_name(path): [stamp(path), file_hash(path)] for path in paths}
 
@@ -364,7 +364,7 @@ def known_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def check_integrity(paths: list[Path], expected: dict[str, list]) -> str:
+def check_integrity(paths: list[Path], expected: dict[str, list[Any]]) -> str:
     """ "" or which files are not what they were. A file is hashed again only where its stamp differs."""
     changed = []
     for path in paths:

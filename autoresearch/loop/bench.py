@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_any
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autoresearch.judge.trust import (
     believe,
@@ -202,7 +202,7 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 # Collect
 
 
-def wait(bench: Bench, others: Sequence[Future] = ()) -> None:
+def wait(bench: Bench, others: Sequence[Future[Any]] = ()) -> None:
     """Wait a moment, or until a run has ended or one of the other futures is there."""
     futures = [slot.run for slot in bench.slots if slot.task] + list(others)
     if futures:

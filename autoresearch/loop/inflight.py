@@ -20,7 +20,7 @@ from autoresearch.files import replace_file
 from autoresearch.loop.bench import Bench, Slot
 from autoresearch.loop.session import Session
 from autoresearch.loop.verdicts import on_best
-from autoresearch.nouns import FRESH, Experiment, Proposal, Run, Task, Usage
+from autoresearch.nouns import FRESH, Experiment, Json, Proposal, Run, Task, Usage
 from autoresearch.propose.context import Context
 from autoresearch.record.ledger import Ledger, note_failure, note_run, write_experiment
 from autoresearch.record.lines import Log
@@ -124,7 +124,7 @@ def store(experiment: Experiment) -> None:
     replace_file(folder / "proposal.json", json.dumps(values, indent=1))
 
 
-def stored_proposal(values: dict, source: str) -> Proposal:
+def stored_proposal(values: Json, source: str) -> Proposal:
     names = ("description", "hypothesis", "expected", "category")
     return Proposal(source=source, usage=Usage(**values["usage"]), **{name: values[name] for name in names})
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.files import replace_file
-from autoresearch.nouns import Proposal
+from autoresearch.nouns import Json, Proposal
 from autoresearch.propose.api import BeginAgain, Conversation, ask
 from autoresearch.propose.brief import NOTE_CHARACTERS, NOTEBOOK_CHARACTERS, Section, as_text, brief, read_notebook
 from autoresearch.propose.context import CannotPropose, Context, Crash, ProposalFailed, Refused
@@ -66,11 +66,11 @@ idea, and submit again. If the idea itself cannot work, edit nothing and do not 
 without calling a tool."""
 
 
-def text_block(text: str) -> dict:
+def text_block(text: str) -> Json:
     return {"type": "text", "text": text}
 
 
-def cached(block: dict) -> dict:
+def cached(block: Json) -> Json:
     """The block with a mark: the API keeps everything up to here for an hour. Three of the four that a request has."""
     return block | {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
@@ -81,7 +81,7 @@ def crash_text(context: Context, crash: Crash) -> str:
     return f"{text}\n\n{untrusted(crash.tail, NOTE_CHARACTERS)}"
 
 
-def section_blocks(section: Section) -> list[dict]:
+def section_blocks(section: Section) -> list[Json]:
     """A section as blocks: its title and every part of it, so that one that has grown is read from the cache as far as
     it was sent before. Each ends with a newline: nothing documents how neighbouring blocks are joined."""
     parts = [f"```python\n{part}\n```" for part in section.parts] if section.file == "best.py" else section.parts
@@ -89,7 +89,7 @@ def section_blocks(section: Section) -> list[dict]:
     return [*blocks[:-1], cached(blocks[-1])] if section.settled and section.parts else blocks
 
 
-def first_prompt(context: Context, full: int) -> tuple[list, list]:
+def first_prompt(context: Context, full: int) -> tuple[list[Any], list[Any]]:
     """(system, messages) of a new conversation, what changes least first. `full`: experiments with a line each."""
     role = ROLE.format(notebook=NOTEBOOK_CHARACTERS, checked=CHECKED * bool(context.check))
     sections = brief(context, full)
@@ -105,7 +105,7 @@ def first_prompt(context: Context, full: int) -> tuple[list, list]:
 # The answer
 
 
-def add(conversation: Conversation, role: str, blocks: list[dict]) -> None:
+def add(conversation: Conversation, role: str, blocks: list[Json]) -> None:
     """Add to the messages; to the last one, if it is of the same role."""
     if conversation.messages[-1]["role"] == role:
         conversation.messages[-1]["content"].extend(blocks)
@@ -158,9 +158,9 @@ def answer_without_tool(conversation: Conversation, reply: Any) -> None:
 # The tools at work
 
 
-def tool_results(conversation: Conversation, calls: list[Any]) -> list[dict]:
+def tool_results(conversation: Conversation, calls: list[Any]) -> list[Json]:
     """Carry out the calls of one answer, submit last: half of an idea, where another edit missed, is not submitted."""
-    results: dict[str, dict] = {}
+    results: dict[str, Json] = {}
     missed = False
     for call in sorted(calls, key=lambda call: call.name == "submit"):
         results[call.id] = tool_result(conversation, call, missed)
@@ -168,7 +168,7 @@ def tool_results(conversation: Conversation, calls: list[Any]) -> list[dict]:
     return [results[call.id] for call in calls]
 
 
-def tool_result(conversation: Conversation, call: Any, missed: bool) -> dict:
+def tool_result(conversation: Conversation, call: Any, missed: bool) -> Json:
     """Carry out one tool call; what is wrong with it goes back to the model."""
     result = {"type": "tool_result", "tool_use_id": call.id}
     try:
@@ -203,7 +203,7 @@ def use_tool(conversation: Conversation, name: str, arguments: Any) -> str:
     raise ToolError(f"there is no tool {name}")
 
 
-def edit_file(conversation: Conversation, arguments: dict) -> str:
+def edit_file(conversation: Conversation, arguments: Json) -> str:
     """The editor: train.py in this conversation, or the notebook on disk, which outlives it."""
     path = Path(argument(arguments, "path", str)).name
     if path == "train.py":
@@ -220,7 +220,7 @@ def edit_file(conversation: Conversation, arguments: dict) -> str:
     return answer
 
 
-def submit(conversation: Conversation, arguments: dict) -> str:
+def submit(conversation: Conversation, arguments: Json) -> str:
     """Submit train.py as it is edited, after a check of a few steps, once for each text. Raises ToolError."""
     context, source = conversation.context, conversation.source
     proposal, answer = made_proposal(context, source, arguments), "submitted"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoresearch.nouns import Proposal, Usage
+from autoresearch.nouns import Json, Proposal, Usage
 from autoresearch.propose.context import CannotPropose, Context, Fault
 from autoresearch.propose.models import (
     address_problem,
@@ -70,9 +70,9 @@ class Conversation:
 
     context: Context
     source: str  # train.py as it is edited so far
-    system: list
-    messages: list
-    turns: list[dict] = field(default_factory=list)  # of every answer: how it ended, what it cost
+    system: list[Any]
+    messages: list[Any]
+    turns: list[Json] = field(default_factory=list)  # of every answer: how it ended, what it cost
     usage: Usage = field(default_factory=Usage)  # of this proposal; earlier attempts at it were booked before
     proposal: Proposal | None = None  # once it is submitted
     checked: set[str] = field(default_factory=set)  # texts of train.py that were tried for a few steps
@@ -82,7 +82,7 @@ class Conversation:
 # One request
 
 
-def request(conversation: Conversation) -> dict:
+def request(conversation: Conversation) -> Json:
     """What is sent: with the hour's marks of first_prompt(), and one for five minutes on what was said last."""
     settings = conversation.context.settings
     *before, last = conversation.messages

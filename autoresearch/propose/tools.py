@@ -9,7 +9,7 @@ import difflib
 import re
 from typing import Any
 
-from autoresearch.nouns import Proposal
+from autoresearch.nouns import Json, Proposal
 from autoresearch.propose.brief import NOTEBOOK_CHARACTERS
 from autoresearch.propose.context import Context
 from autoresearch.propose.dry_check import report
@@ -30,7 +30,7 @@ CATEGORIES = (
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 
 
-def tool(name: str, description: str, properties: dict, optional: tuple[str, ...] = ()) -> dict:
+def tool(name: str, description: str, properties: Json, optional: tuple[str, ...] = ()) -> Json:
     """A tool of ours; the API sees to it that its input fits the schema."""
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     schema["required"] = [key for key in properties if key not in optional]
@@ -82,7 +82,7 @@ SUBMIT = tool(
 )
 
 
-def tools_for(context: Context) -> list[dict]:
+def tools_for(context: Context) -> list[Json]:
     return [EDITOR, READ, CHECK, SUBMIT] if context.check else [EDITOR, READ, SUBMIT]
 
 
@@ -90,7 +90,7 @@ class ToolError(Exception):
     """Told to the model as the tool's error."""
 
 
-def argument(arguments: dict, name: str, kind: type, default: Any = None) -> Any:
+def argument(arguments: Json, name: str, kind: type, default: Any = None) -> Any:
     """An argument of a tool call; null counts as left out. Raises ToolError if it is missing or of another type."""
     value = default if arguments.get(name) is None else arguments[name]
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -105,7 +105,7 @@ def argument(arguments: dict, name: str, kind: type, default: Any = None) -> Any
 # The editor
 
 
-def edit_text(text: str, arguments: dict, name: str = "train.py") -> tuple[str, str]:
+def edit_text(text: str, arguments: Json, name: str = "train.py") -> tuple[str, str]:
     """Carry out one call of the editor on the text of file `name`. Returns (new text, answer); raises ToolError."""
     command = argument(arguments, "command", str)
     if command == "view":
@@ -127,7 +127,7 @@ def edit_text(text: str, arguments: dict, name: str = "train.py") -> tuple[str, 
     return after, f"{name} is edited"
 
 
-def view_lines(text: str, view_range: list) -> str:
+def view_lines(text: str, view_range: list[Any]) -> str:
     """Numbered lines from the first to the last of `view_range`, -1 for the end."""
     lines = text.removesuffix("\n").split("\n")
     if len(view_range) != 2 or not all(isinstance(number, int | float) and abs(number) < HUGE for number in view_range):
@@ -191,7 +191,7 @@ def checked(context: Context, source: str) -> str:
     return text
 
 
-def made_proposal(context: Context, source: str, arguments: dict) -> Proposal:
+def made_proposal(context: Context, source: str, arguments: Json) -> Proposal:
     """What is submitted, if it can be an experiment. Raises ToolError."""
     texts = {name: argument(arguments, name, str) for name in ("description", "hypothesis", "category")}
     expected = argument(arguments, "expected_gain", float)

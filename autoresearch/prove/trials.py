@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch.files import append_event, read_events
-from autoresearch.nouns import Run, RunResult, Task, result_of
+from autoresearch.nouns import Json, Run, RunResult, Task, result_of
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.lines import Log
 from autoresearch.text import one_line, plural
@@ -49,7 +49,7 @@ class Trials:
     run: Callable[[Sequence[Task]], None] = lambda tasks: None  # on the bench; raises Stopped
     done: dict[str, RunResult] = field(default_factory=dict)  # by key
     slow: dict[str, RunResult] = field(default_factory=dict)  # made again, likewise
-    plans: list[dict] = field(default_factory=list)  # as they were noted, oldest first
+    plans: list[Json] = field(default_factory=list)  # as they were noted, oldest first
 
     @property
     def journal(self) -> Path:
@@ -92,7 +92,7 @@ def read_journal(trials: Trials) -> None:
             results[event["key"]] = result_of(event["result"])
 
 
-def note_plan(trials: Trials, plan: dict) -> dict:
+def note_plan(trials: Trials, plan: Json) -> Json:
     """The plan of an earlier call for the same best, or this one, noted: what it says must not change halfway."""
     same = [each for each in trials.plans if each["for"] == plan["for"]]
     if not same:

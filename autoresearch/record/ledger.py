@@ -18,7 +18,7 @@ from typing import Any
 
 from autoresearch.files import ROOT, append_event, read_events, replace_file
 from autoresearch.judge.knowledge import Knowledge, knowledge
-from autoresearch.nouns import FRESH, Run, Runs, Usage, result_of
+from autoresearch.nouns import FRESH, Json, Run, Runs, Usage, result_of
 from autoresearch.record.repository import (
     Repository,
     commit_file,
@@ -232,7 +232,7 @@ def read_journal(ledger: Ledger) -> None:
         take_in(ledger, event)
 
 
-def take_in(ledger: Ledger, event: dict) -> None:
+def take_in(ledger: Ledger, event: Json) -> None:
     kind, at = event.pop("event"), event.pop("at")
     if kind == "failed":
         event.pop("exchange", None)  # for a person to read; it can be long
@@ -251,7 +251,7 @@ def take_in(ledger: Ledger, event: dict) -> None:
         ledger.sittings[-1] = dataclasses.replace(ledger.sittings[-1], last=at, reason=reason, cut_short=cut_short)
 
 
-def note(ledger: Ledger, event: str, values: dict) -> None:
+def note(ledger: Ledger, event: str, values: Json) -> None:
     """Add an event to the journal, and take it in as it will be read again."""
     ledger.folder.mkdir(parents=True, exist_ok=True)
     take_in(ledger, json.loads(append_event(ledger.folder / "journal.jsonl", event, values)))

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from autoresearch.files import replace_file
 from autoresearch.judge.noise import mean
-from autoresearch.nouns import RunResult
+from autoresearch.nouns import Json, RunResult
 from autoresearch.record.charts import GREEN, GREY, Curve, as_svg, loss_figure, save
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.progress import progress_figure
@@ -42,7 +42,7 @@ def links(rows: list[Row]) -> Markup:
     return Markup(", ").join(Markup('<a href="#e{0}">{0}</a>').format(row.number) for row in rows)
 
 
-def page_tables(ledger: Ledger, status: dict) -> list[Table]:
+def page_tables(ledger: Ledger, status: Json) -> list[Table]:
     """Best against baseline, near misses, what failed and why; then what `status` has, too."""
     gains = ledger.known.believed_gains()
     near = [(*gains[row.number], row) for row in ledger.rows if row.status == "discard" and row.number in gains]
@@ -114,7 +114,7 @@ def columns(ledger: Ledger) -> dict[str, list[str]]:
 # The page
 
 
-def render_page(ledger: Ledger, status: dict, diffs: dict[int, str], progress: Any) -> str:
+def render_page(ledger: Ledger, status: Json, diffs: dict[int, str], progress: Any) -> str:
     """The whole page. What comes from models and logs is escaped, like everything that is put into the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

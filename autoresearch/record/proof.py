@@ -32,7 +32,7 @@ def shortened(text: str) -> str:
 # Ablation
 
 
-def factor_lines(removable: list, fixed: list) -> list[str]:
+def factor_lines(removable: list[Any], fixed: list[Any]) -> list[str]:
     """What will be taken out, and what cannot be."""
     lines = [f"{plural(len(removable), 'factor')} to take out:"]
     for factor in removable:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch.files import ROOT
+from autoresearch.nouns import Json
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.repository import Repository, commit_of, experiment_refs, file_at, home_ref, run_git
 from autoresearch.row import row_of_message, subject_of
@@ -20,7 +21,7 @@ class Now:
     """What goes on at this moment."""
 
     alive: bool = False  # a loop runs
-    running: list[dict] = field(default_factory=list)  # number, seed, description, progress
+    running: list[Json] = field(default_factory=list)  # number, seed, description, progress
     waiting: list[str] = field(default_factory=list)  # descriptions
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a git that is missing is told by open_repository()
 import git
@@ -83,7 +84,7 @@ def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool =
     Where a git command of the user's holds the index or a ref just now, it waits for that. A lock that a killed git
     left behind is removed: git names it, wherever it is.
     """
-    waited: dict[tuple, float] = {}  # locks as they were seen first -> when
+    waited: dict[tuple[Any, ...], float] = {}  # locks as they were seen first -> when
     command = ["git", *OPTIONS, arguments[0], *PLAIN.get(arguments[0], ()), *arguments[1:]]
     while True:
         with signals_held(), tempfile.TemporaryFile() as stdin:
@@ -107,7 +108,7 @@ def run_git(repo: Repository, *arguments: str, strip: bool = True, check: bool =
     return text.removesuffix("\n") if strip else text
 
 
-def wait_for_lock(repo: Repository, lock: Path, waited: dict[tuple, float]) -> bool:
+def wait_for_lock(repo: Repository, lock: Path, waited: dict[tuple[Any, ...], float]) -> bool:
     """Wait a moment for a lock to go; once nobody can hold it any more, remove it. Returns whether to try again."""
     seconds = time.monotonic() - waited.setdefault((lock, *stamp(lock)), time.monotonic())
     if seconds > LOCK_PATIENCE and (not lock.exists() or git_works_in(repo)):

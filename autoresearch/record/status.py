@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 from autoresearch.judge.noise import mean
+from autoresearch.nouns import Json
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.proof import proof_facts, proof_tables, read_proofs
 from autoresearch.record.reading import Now, read_if_there
@@ -24,7 +25,7 @@ FAILED = ("crash", "timeout", "invalid")
 # What was found
 
 
-def trajectory(gains: dict[int, tuple[float, float]], kept: set[int], sigma: float) -> dict:
+def trajectory(gains: dict[int, tuple[float, float]], kept: set[int], sigma: float) -> Json:
     """Improving, plateauing or stuck: by what is believed of the last experiments, not by their lucky numbers."""
     last = dict(list(gains.items())[-WINDOW:])
     gained = sum(gain for number, (_, gain) in last.items() if number in kept)
@@ -35,7 +36,7 @@ def trajectory(gains: dict[int, tuple[float, float]], kept: set[int], sigma: flo
     return {"word": word, "experiments": len(last), "kept": len(kept & last.keys()), "believed_gain": gained}
 
 
-def found(ledger: Ledger) -> dict:
+def found(ledger: Ledger) -> Json:
     """Baseline, best, and the gain between them with its 95 % interval."""
     known = ledger.known
     if not ledger.kept:
@@ -55,7 +56,7 @@ def found(ledger: Ledger) -> dict:
     }
 
 
-def tested(ledger: Ledger) -> dict | None:
+def tested(ledger: Ledger) -> Json | None:
     """Baseline and best on the test rows, which no search is scored on; null where they were not scored."""
     if not ledger.tested:
         return None
@@ -63,7 +64,7 @@ def tested(ledger: Ledger) -> dict | None:
     return {"baseline": baseline, "val_bpb": best, "gain": baseline - best, "runs": len(ledger.tested[0])}
 
 
-def categories(rows: list[Row]) -> list[dict]:
+def categories(rows: list[Row]) -> list[Json]:
     """By category, the most tried first; none where no proposer gave any."""
     rows = [row for row in rows if row.status != "busy"]  # of which nothing is known
     counts = Counter((row.category, row.status) for row in rows)
@@ -79,7 +80,7 @@ def categories(rows: list[Row]) -> list[dict]:
 # What it took
 
 
-def pace(ledger: Ledger, alive: bool) -> dict:
+def pace(ledger: Ledger, alive: bool) -> Json:
     """Experiments per hour, and the share of their time that the slots trained or scored."""
     hours = sum(sitting.last - sitting.start for sitting in ledger.sittings) / 3600
     slot_seconds = sum(sitting.slots * (sitting.last - sitting.start) for sitting in ledger.sittings)
@@ -94,7 +95,7 @@ def pace(ledger: Ledger, alive: bool) -> dict:
     }
 
 
-def cost(ledger: Ledger) -> dict:
+def cost(ledger: Ledger) -> Json:
     """Dollars and tokens, and the share of the input that came from the API's cache."""
     paths = [path for where in ("[0-9]*", "proposals/*") for path in ledger.folder.glob(f"{where}/proposal.json")]
     usages = {path.parent: json.loads(text)["usage"] for path in paths if (text := read_if_there(path))}
@@ -114,7 +115,7 @@ def cost(ledger: Ledger) -> dict:
 # All of it
 
 
-def make_status(ledger: Ledger, now: Now) -> dict:
+def make_status(ledger: Ledger, now: Now) -> Json:
     """The dictionary."""
     known = ledger.known
     counts = Counter(row.status for row in ledger.rows)
@@ -149,7 +150,7 @@ def make_status(ledger: Ledger, now: Now) -> dict:
 # For a person
 
 
-def headline(status: dict) -> str:
+def headline(status: Json) -> str:
     """The one line: which search, how it goes, whether it runs, how long still."""
     left = say(", {:.1f} hours left", status["pace"]["hours_left"])
     left += say(", until {} experiments", status["pace"]["experiments_wanted"])
@@ -158,7 +159,7 @@ def headline(status: dict) -> str:
     )
 
 
-def facts(status: dict) -> list[tuple[str, str, str]]:
+def facts(status: Json) -> list[tuple[str, str, str]]:
     """(name, number, what it rests on): the head of `status` and of the page."""
     base, best, gain, noise = (status[name] for name in ("baseline", "best", "gain", "noise"))
     way, counts, pace, cost = (status[name] for name in ("trajectory", "experiments", "pace", "cost"))
@@ -204,7 +205,7 @@ def facts(status: dict) -> list[tuple[str, str, str]]:
     return lines
 
 
-def running_tables(status: dict) -> list[Table]:
+def running_tables(status: Json) -> list[Table]:
     """What runs and waits, and the last rows: the page has these in other places."""
     running = [[*map(each.get, ("number", "seed", "progress", "description"))] for each in status["running"]]
     last = [
@@ -221,19 +222,19 @@ def running_tables(status: dict) -> list[Table]:
     ]
 
 
-def found_tables(status: dict) -> list[Table]:
+def found_tables(status: Json) -> list[Table]:
     """What was tried by category, and what was proved."""
     counts = [[*map(each.get, ("category", "tried", "kept", "failed"))] for each in status["categories"]]
     return [("by category", ["category", ">tried", ">kept", ">failed"], counts), *proof_tables(status)]
 
 
-def fact_lines(status: dict) -> list[str]:
+def fact_lines(status: Json) -> list[str]:
     """The head, as lines."""
     width = max(len(number) for _, number, _ in facts(status))
     return [f"{name:14}  {number:>{width}}  {one_line(about)}".rstrip() for name, number, about in facts(status)]
 
 
-def status_text(status: dict) -> str:
+def status_text(status: Json) -> str:
     """What a person reads in one look."""
     tables = [line for table in (*running_tables(status), *found_tables(status)) for line in table_lines(*table)]
     return "\n".join([headline(status), "", *fact_lines(status), *tables])

@@ -47,6 +47,7 @@ from autoresearch.text import fail, one_line
 # What a run and its scorer are made of.
 FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py", "autoresearch/judge/*.py")
 RETURNED = ("run.log", RECORD)  # files that come back from a run
+Yielded = tuple[str, str, Any]  # (node, progress line, outcome)
 MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for the cause
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
 
@@ -184,7 +185,7 @@ def run_on_cluster(
     return RunResult("crash", time.monotonic() - started, error=reason)
 
 
-def follow(stream: Any, should_stop: Callable[[], bool]) -> Iterator[tuple]:
+def follow(stream: Any, should_stop: Callable[[], bool]) -> Iterator[Yielded]:
     """Yield what a task yields, as it comes. Ends early, the task cancelled and gone, when `should_stop` says so.
 
     Raises what Ray makes of the task's end: a RayError.
@@ -225,7 +226,7 @@ def receive(folder: Path, result: RunResult, files: dict[str, bytes]) -> RunResu
 # On the node
 
 
-def run_on_node(source: str, options: RunOptions, expected_fingerprint: str, evaluator: str) -> Iterator[tuple]:
+def run_on_node(source: str, options: RunOptions, expected_fingerprint: str, evaluator: str) -> Iterator[Yielded]:
     """The Ray task: yields (node, progress line, None) about once a second, and (node, "", (result, files)) at the end.
 
     The run has a thread of its own; ray.cancel() interrupts this one, which then stops the run and waits for its end.

@@ -11,6 +11,7 @@ import platform
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def version_of(package: str) -> str:
         return ""
 
 
-def on_gpu() -> dict:
+def on_gpu() -> dict[str, Any]:
     """The card as torch sees it; nothing where it sees none."""
     if not torch.cuda.is_available():
         return {}

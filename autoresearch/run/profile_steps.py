@@ -98,7 +98,7 @@ class Watch:
         share = f", MFU {100 * count * speed / peak:.1f} %" if count * speed / peak > 0 else ""
         return f"{count * speed / 1e12:.4g} TFLOP/s by the model's own count{share}"
 
-    def counted(self, batches: Iterator, size: int) -> Iterator:
+    def counted(self, batches: Iterator[Any], size: int) -> Iterator[Any]:
         for batch in batches:
             self.tokens += size
             yield batch
@@ -161,7 +161,7 @@ def main() -> None:
     def count_step(optimizer: Any, *_: Any) -> None:
         watch.stepped[id(optimizer)] += 1
 
-    def counted_loader(tokenizer: Any, B: int, T: int, split: str) -> Iterator:
+    def counted_loader(tokenizer: Any, B: int, T: int, split: str) -> Iterator[Any]:
         return watch.counted(make_dataloader(tokenizer, B, T, split), B * T)
 
     register_optimizer_step_post_hook(count_step)

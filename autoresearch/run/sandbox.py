@@ -24,6 +24,7 @@ from pathlib import Path
 from autoresearch.files import EVALUATOR, GUARDED, ROOT, SHOWN_TO_RUNS, data_root
 from autoresearch.guard import GB, folder_use
 from autoresearch.machine import machine_memory
+from autoresearch.nouns import Json
 from autoresearch.process import under_guard
 
 INSTALL = "apt install bubblewrap"
@@ -184,7 +185,7 @@ def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> di
 
 
 def command_line(
-    command: list[str], folder: Path, shown: list[Path], caches: Path, mode: str, grace: float, limits: dict
+    command: list[str], folder: Path, shown: list[Path], caches: Path, mode: str, grace: float, limits: Json
 ) -> list[str]:
     """What really runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
     if problem := mode_problem(mode):

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoresearch.files import GRAPH, ROOT, data_root
-from autoresearch.nouns import RunResult
+from autoresearch.nouns import Json, RunResult
 from autoresearch.run import sandbox
 from autoresearch.run.training import RunOptions, run_training, safe_environment
 
@@ -31,9 +31,9 @@ class Scorer:
     """A handle on the scorer's process, which is started when it is first needed."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.socket: socket.socket | None = None
-        self.folder: tempfile.TemporaryDirectory | None = None
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self, options: RunOptions) -> None:
         self.close()
@@ -64,7 +64,7 @@ class Scorer:
         assert self.socket
         self.socket.sendall(b"watch\n")
 
-    def score(self, folder: Path, options: RunOptions, should_stop: Callable[[], bool] = lambda: False) -> dict:
+    def score(self, folder: Path, options: RunOptions, should_stop: Callable[[], bool] = lambda: False) -> Json:
         """What the scorer says of the model in a folder: {"val_bpb": ...} or {"refused": why}; {} if it was stopped."""
         if self.process is None or self.process.poll() is not None:
             self.start(options)
@@ -150,7 +150,7 @@ def scored(
         return replace(result, status="interrupted", error="stopped before it was scored")
     if "refused" in said:
         return replace(result, status="invalid", error=said["refused"])
-    numbers = {name: said[name] for name in ("val_bpb", "test_bpb", "pace_seconds") if name in said}
+    numbers: dict[str, float] = {name: said[name] for name in ("val_bpb", "test_bpb", "pace_seconds") if name in said}
     numbers |= {"scoring_seconds": said["seconds"]} if "seconds" in said else {}
     return replace(result, val_bpb=said["val_bpb"], measured=result.measured | numbers)
 

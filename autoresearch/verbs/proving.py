@@ -20,7 +20,7 @@ from autoresearch.loop.bench import Bench, close, make_slots, run_all
 from autoresearch.loop.live import draw, slot_lines
 from autoresearch.loop.session import Session
 from autoresearch.loop.start import check_data, check_session_arguments, locked, new_session
-from autoresearch.nouns import Task
+from autoresearch.nouns import Json, Task
 from autoresearch.process import stop_on_signals
 from autoresearch.prove.trials import Stopped, Trials, duration, key_of, note_run, read_journal, runs_before, seconds_of
 from autoresearch.record.ledger import Ledger
@@ -105,8 +105,8 @@ def publish(
     trials: Trials,
     name: str,
     report: dict[str, Any],
-    picture: Callable[[dict, Path], None],
-    text: Callable[[dict], str],
+    picture: Callable[[Json, Path], None],
+    text: Callable[[Json], str],
     note: str = "",
 ) -> None:
     """NAME.json with its picture in the search's folder, the page again, and the same at the terminal."""
