@@ -81,7 +81,7 @@ def processes_below(top: int) -> dict[int, tuple[float, bool]]:
     return {pid: seen[pid] for pid in found[1:]}
 
 
-def note_work(plan: dict, pids: dict[int, tuple[float, bool]]) -> None:
+def note_work(plan: Plan, pids: dict[int, tuple[float, bool]]) -> None:
     """Note the CPU time of each process: the kernel forgets those that nobody waits for. One that is new and at work
     stands for others like it, which came and went since the last look."""
     now = time.monotonic()

@@ -215,6 +215,11 @@ def empty(folder: Path) -> None:
     subprocess.run(["find", str(folder), "-mindepth", "1", "-maxdepth", "1", *kept, "-exec", "rm", "-rf", "{}", "+"])
 
 
+def remove_own_caches(folder: Path) -> None:
+    """Of the cpu scale: compile_caches()."""
+    subprocess.run(["rm", "-rf", str(folder / "compile")])
+
+
 def prune_caches(limit: float = CACHE_GB * GB) -> None:
     """Delete the compile caches' oldest entries until they are within `limit` bytes."""
     caches = data_root() / "compile"

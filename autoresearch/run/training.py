@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -184,7 +183,7 @@ def run_training(
         error = f"exit code {AGAIN} is for training_clock(), which asks for another start once, before the clock starts"
         result = replace(result, status="crash", error=error)
     if result.status != "again":
-        subprocess.run(["rm", "-rf", str(folder / "compile")])  # of the cpu scale: compile_caches()
+        sandbox.remove_own_caches(folder)
     guarded = folder / GUARDED
     measured = json.loads(guarded.read_text()) if guarded.is_file() else {}
     guarded.unlink(missing_ok=True)
