@@ -371,12 +371,18 @@ def check_model(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -
 
 
 def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: Path) -> None:
-    """Write the model into a folder, for the scorer."""
+    """Write the model into a folder, for the scorer, and a map of it, for whoever proposes the next one."""
+    import torch
+
     from autoresearch.judge.handover import write_graph
+    from autoresearch.judge.parts import write_map
 
     noted.pop("evaluated", None)  # of a second one the later moments count, as its model is what is scored
     note_first("evaluated")
-    write_graph(*graph_of(model, vocab_size, batch_size), folder)
+    graph, held = graph_of(model, vocab_size, batch_size)
+    write_graph(graph, held, folder)
+    tokens = torch.zeros(graph["shape"], dtype=torch.long, device=next(model.parameters()).device)
+    write_map(model, tokens, folder / "parts.txt")
     if RECORD:
         write_record(RECORD)
 

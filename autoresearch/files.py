@@ -13,12 +13,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
 RECORD = "record.json"  # in a run's folder: what prepare_data saw of it; AUTORESEARCH_RECORD names it to the run
 GUARDED = "guard.json"  # in a run's folder: what the guard measured of it, written when nobody of the run is left
+MAP = "parts.txt"  # there, too, and kept: judge/parts.py
 GRAPH = ("graph.json", "tensors.bin")  # in a run's folder: the trained model, handed over to the scorer
 EVALUATOR = (  # of the checkout: what train.py imports, and what that imports in a run
     "prepare_data.py",
     "autoresearch/__init__.py",
     "autoresearch/judge/__init__.py",
     "autoresearch/judge/handover.py",
+    "autoresearch/judge/parts.py",
 )
 SHOWN_TO_RUNS = ("meta.json", "tokenizer.json", "train.bin")  # of the prepared data
 PACKED = ("tokenizer.json", "train.bin", "val.bin")  # of the prepared data: all that val_bpb depends on

@@ -23,6 +23,7 @@ from autoresearch.text import one_line
 
 NEAR_MISSES = 8  # that are shown, the latest
 OUTCOMES = 10  # proposals whose expected gain is shown with the measured one
+MAP_CHARACTERS = 4_000
 DIFF_CHARACTERS = 3_000  # of the best's own change
 NOTE_CHARACTERS = 6_000  # of what happened to the last proposal, and of a profile
 NOTEBOOK_CHARACTERS = 8_000
@@ -260,12 +261,15 @@ def now(context: Context) -> list[Section]:
 def brief(context: Context, full: int = FULL) -> list[Section]:
     """All that is known. `full`: experiments that have a line each."""
     (until, since), change = history(context, full), best_change(context)
+    parts = read_if_there(context, context.best.number, "map")
     name = f"experiment {context.best.number}, val_bpb {context.best.val_bpb:.6f}"
     return [
         *rules(context),
         Section("program.md", "Instructions (program.md)", [context.instructions]),
         Section("history.md", "Experiments up to the best", until, settled=True),
         *[Section("history.md", f"The change that made the best: {name}", change)] * bool(change),
+        *[Section("map.md", f"A map of its model, by module and method: {name}", [untrusted(parts, MAP_CHARACTERS)])]
+        * bool(parts),
         Section("best.py", f"The best train.py: {name}", [context.best_source], settled=True),
         Section("history.md", "Experiments since then, if any", since, settled=True),
         Section("notebook.md", "Your notebook", [read_notebook(context) or "(empty)"]),

@@ -58,6 +58,7 @@ Read first: `rules.md`, `program.md`, `history.md`, `now.md`, `notebook.md`. Bef
 | `rules.md` | when a change is kept, how to read the history, what train.py must keep, the machine |
 | `program.md` | the instructions of the person who runs the search |
 | `history.md` | every experiment in a line, and what made the best |
+| `map.md` | the best's parameters, operations and memory traffic by part and by layer; its optimizers' state |
 | `now.md` | noise, near misses, expected and measured gains, how training went, what others are at, what is left ... |
 | `notebook.md` | yours: what you write into it, you find here the next time |
 | `check.sh` | runs train.py for two steps at a tiny size on the CPU ({check}); a slip costs seconds, not a run |

@@ -42,7 +42,8 @@ new_str. insert: put insert_text behind line insert_line (0: at the top). create
 view: show its lines, with numbers; view_range [first, last], -1 for the end. Prefer several small str_replace calls in
 one answer to one long one; create is for an empty notebook."""
 READ_TOOL = """Look at a past experiment: its diff against the best it was tried on, the end of its log, its notes (why
-it was tried, what was expected, how it was judged), or its profile, if one was made: where the time of a step goes."""
+it was tried, what was expected, how it was judged), a map of its model (parameters, operations, bytes by part), or its
+profile, if one was made: where the time of a step goes."""
 CHECK_TOOL = """Run train.py, as edited, for two steps at a tiny size on the CPU: names, shapes, the summary, whether
 the scorer takes the model. How long it takes here is told with what is left. submit does the same by itself, once for
 each text, so call it only to look at something before."""
@@ -67,7 +68,7 @@ EDITOR = tool(
 READ = tool(
     "read_experiment",
     READ_TOOL,
-    {"number": WHOLE, "what": {"type": "string", "enum": ["diff", "log", "notes", "profile"]}},
+    {"number": WHOLE, "what": {"type": "string", "enum": ["diff", "log", "notes", "map", "profile"]}},
 )
 CHECK = tool("check", CHECK_TOOL, {})
 SUBMIT = tool(

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch.files import ROOT
+from autoresearch.files import MAP, ROOT
 from autoresearch.nouns import Json
 from autoresearch.record.ledger import Ledger, read_journal
 from autoresearch.record.repository import Repository, commit_of, experiment_refs, file_at, home_ref, run_git
@@ -157,7 +157,7 @@ def profile_path(ledger: Ledger, number: int) -> Path:
 
 
 def read_experiment(ledger: Ledger, number: int, what: str) -> str:
-    """The "diff", the end of the "log", the "notes" or the "profile" of an experiment. ValueError if there is none."""
+    """The "diff", end of the "log", "notes", "map" or "profile" of an experiment. ValueError if there is none."""
     if not commit_of(ledger.repo, ledger.ref(number)):
         raise ValueError(f"there is no experiment {number}")
     if what == "diff":
@@ -172,7 +172,10 @@ def read_experiment(ledger: Ledger, number: int, what: str) -> str:
         if not path.is_file():
             raise ValueError(f"experiment {number} was not profiled")
         return path.read_text()
-    raise ValueError(f"{what!r} is not diff, log, notes or profile")
+    if what == "map":
+        maps = sorted(ledger.experiment_folder(number).glob(f"*/{MAP}"))  # by the run: a link leads where it could not
+        return next((path.read_text(errors="replace") for path in maps if path.is_file() and not path.is_symlink()), "")
+    raise ValueError(f"{what!r} is not diff, log, notes, map or profile")
 
 
 def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:

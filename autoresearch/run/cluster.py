@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from autoresearch.files import DATA_FILES, RECORD, ROOT, data_root, file_hash, fingerprint, stamp
+from autoresearch.files import DATA_FILES, MAP, RECORD, ROOT, data_root, file_hash, fingerprint, stamp
 from autoresearch.nouns import RunResult
 from autoresearch.process import GRACE, LOG_LIMIT
 from autoresearch.run.scoring import Scorer, train_and_score
@@ -46,7 +46,7 @@ from autoresearch.text import fail, one_line
 
 # What a run and its scorer are made of.
 FILES = ("prepare_data.py", "autoresearch/*.py", "autoresearch/run/*.py", "autoresearch/judge/*.py")
-RETURNED = ("run.log", RECORD)  # files that come back from a run
+RETURNED = ("run.log", RECORD, MAP)  # files that come back from a run
 Yielded = tuple[str, str, Any]  # (node, progress line, outcome)
 MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for the cause
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
@@ -308,7 +308,7 @@ def read_returned(folder: Path) -> dict[str, bytes]:
     """What comes back of a run's folder, each file up to a size that no honest one has."""
     found = {}
     for name in RETURNED:
-        if (folder / name).is_file():
+        if (folder / name).is_file() and not (folder / name).is_symlink():
             with open(folder / name, "rb") as file:
                 found[name] = file.read(2 * LOG_LIMIT)
     return found

@@ -27,7 +27,12 @@ def full_context(folder) -> Context:
     (folder / "notebook.md").write_text("wider is better")
     rows = make_rows(16, kept=(0, 3), category="optimizer", expected=0.02, hypothesis="it is too high", steps=100)
     rows[5] = dataclasses.replace(rows[5], gain=0.001)
-    read = {"diff": "@@ -1 +1 @@\n-LEVEL = 3\n+LEVEL = 2", "profile": "123.4 ms per step", "log": "it went well"}
+    read = {
+        "diff": "@@ -1 +1 @@\n-LEVEL = 3\n+LEVEL = 2",
+        "profile": "123.4 ms per step",
+        "map": "65536 lm_head",
+        "log": "it went well",
+    }
     return make_context(
         folder,
         rows=rows,
@@ -58,7 +63,7 @@ def test_both_are_told_the_same(tmp_path, monkeypatch):
     for section in sections:
         assert f"# {section.title}\n" in prompt, section.title
         assert all(part in prompt and part in folder[section.file] for part in section.parts), section.title
-    assert len({section.title for section in sections}) == 5 + 6 + 10, "none is left out here"
+    assert len({section.title for section in sections}) == 5 + 7 + 10, "none is left out here"
     for text in (
         "3 on 0 | keep | +2.0 | 1 run | 100 steps, 1.00 | 2.000000 | idea 3 | why: it is too high",
         "The change that made the best: experiment 3, val_bpb 2.000000",
@@ -205,3 +210,11 @@ def test_ten_proposals_repeat_their_prefix(api, tmp_path):
     ]
     assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 3
     assert api.requests[-1]["body"]["messages"][-1]["content"][-1]["cache_control"] == {"type": "ephemeral"}
+
+
+def test_the_map_of_the_best_stands_before_its_train_py_where_its_run_made_one(tmp_path):
+    sections = brief(full_context(tmp_path))
+    files = [section.file for section in sections]
+    assert files.index("map.md") + 1 == files.index("best.py")
+    assert "65536 lm_head" in sections[files.index("map.md")].text
+    assert "map.md" not in [section.file for section in brief(make_context(ROOT, rows=make_rows(2, kept=(0, 1))))]
