@@ -21,8 +21,8 @@ What is written, and in which order, so that a kill at any point loses nothing:
   4. the commit again, with the whole row in its message, and the ref on that: from here on the experiment counts
   5. the row in results.tsv
   6. for a keep: the branch autoresearch/<tag> moves to the commit, train.py follows
-What a kill left undone is made from what was written before it: a row from its commit, a verdict from the
-journal. A commit without a verdict trains again, a proposal without a commit waits on.
+After a kill, each missing step is redone from the steps before it: a row from its commit, a verdict from the journal.
+A commit without a verdict trains again, a proposal without a commit keeps its place in the queue.
 """
 
 import sys
@@ -147,14 +147,14 @@ def next_experiment(session: Session, ledger: Ledger, queue: Queue) -> Experimen
 
 
 def under_way(session: Session, ledger: Ledger, queue: Queue) -> bool:
-    """Whether something runs, is being written, or could go on."""
+    """Return whether something runs, is being written, or could go on."""
     more = (queue.crashed or queue.waiting) and limits.time_for_more(session, ledger, queue.slots)
     could = (queue.bench.tasks or more) and in_time(session, limits.run_seconds(ledger, session.options.time_budget))
     return bool(queue.asking.at_work or queue.bench.running or could)
 
 
 def reason_to_stop(session: Session, ledger: Ledger, queue: Queue) -> str:
-    """Why no further experiment may be proposed, or ""."""
+    """Return why no further experiment may be proposed, or ""."""
     if session.stop.is_set():
         return "stopped on request"
     if session.blocked:

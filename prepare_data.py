@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the mistake is the user's to mend."""
+    """End the program with one line on stderr and exit code 2: the mistake is the user's to fix."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

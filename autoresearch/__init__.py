@@ -10,6 +10,6 @@ What the loop is made of. Each folder may import what stands below it in this li
     judge/     is the number better, and is it true
     data/      download, documents, tokenizer training, packing: what prepare_data.py does once
 
-The modules beside this one are the ground floor: the nouns that pass between the folders (nouns.py, row.py), settings,
+The modules next to this one are the ground floor: the nouns that pass between the folders (nouns.py, row.py), settings,
 and small tools. pyproject.toml holds the order as import contracts.
 """

@@ -74,12 +74,12 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def data_root() -> Path:
-    """Where prepare_data.py puts its scales, by the same rule."""
+    """Return where prepare_data.py puts its scales, by the same rule."""
     return Path(os.path.expanduser(os.environ.get("AUTORESEARCH_DATA_DIR") or "~/.cache/autoresearch")).resolve()
 
 
 def stamp(path: Path) -> list[int]:
-    """What changes whenever a file does; the ctime can't be set back."""
+    """Return what changes whenever a file does; the ctime can't be set back."""
     if not path.is_file():
         return []
     status = path.stat()
@@ -94,7 +94,7 @@ def file_hash(path: Path) -> str:
 
 
 def fingerprint(directory: Path, data_format: int) -> str:
-    """A hash of all that val_bpb depends on beside train.py: tokenizer, training rows, validation rows."""
+    """A hash of all that val_bpb depends on besides train.py: tokenizer, training rows, validation rows."""
     digest = hashlib.sha256(f"format {data_format}".encode())
     for name in PACKED:
         digest.update(bytes.fromhex(file_hash(directory / name)))

@@ -20,13 +20,13 @@ class Change(NamedTuple):
 
 
 def changes(base: list[str], edited: list[str]) -> list[Change]:
-    """What an edit changed, in order."""
+    """Return what an edit changed, in order."""
     codes = SequenceMatcher(None, base, edited, autojunk=False).get_opcodes()
     return [Change(i1, i2, edited[j1:j2]) for tag, i1, i2, j1, j2 in codes if tag != "equal"]
 
 
 def collide(one: Change, other: Change) -> bool:
-    """Whether two changes want the same lines, or the same place between two lines."""
+    """Return whether two changes want the same lines, or the same place between two lines."""
     if one.first == one.last or other.first == other.last:
         inside = one.first < other.first < one.last or other.first < one.first < other.last
         return inside or (one.first, one.last) == (other.first, other.last)

@@ -46,7 +46,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of one training. `status`: ok, crash, timeout, interrupted; invalid if it is not believed, busy if
+    """The outcome of one training. `status`: ok, crash, timeout, interrupted; invalid if it is not believed, busy if
     that may be the machine's fault."""
 
     status: str
@@ -143,7 +143,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an experiment."""
+    """The decision on an experiment."""
 
     status: str  # keep, discard, crash, timeout, invalid, busy; again: one more run, on next_seed
     reason: str

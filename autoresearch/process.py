@@ -34,7 +34,7 @@ def stop_on_signals(stop: threading.Event) -> None:
 
 @dataclass
 class Ended:
-    """How a process ended: by itself ("exit", with its code), at its limit ("timeout"), or on request ("stopped")."""
+    """The end of a process: by itself ("exit", with its code), at its limit ("timeout"), or on request ("stopped")."""
 
     how: str
     code: int | None
@@ -63,7 +63,7 @@ class CappedLog:
 
 
 def read_pipe(pipe: IO[bytes], wait: float) -> bytes | None:
-    """What a pipe holds now, after waiting at most `wait` seconds for it: b"" if nothing came, None if it is closed."""
+    """Read a pipe, after waiting for at most `wait` seconds: b"" if nothing came, None if it is closed."""
     ready, _, _ = select.select([pipe], [], [], wait)
     return (os.read(pipe.fileno(), 65536) or None) if ready else b""
 

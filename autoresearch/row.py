@@ -33,7 +33,7 @@ class Row:
     reason: str = ""  # why it was decided so: the probability, or how it crashed
     category: str = ""  # what kind of change the proposer says it is
     expected: float = math.nan  # the gain that the proposer expected
-    repairs: int = 0  # attempts to mend a crash
+    repairs: int = 0  # attempts to fix a crash
     hypothesis: str = ""  # why the proposer thought that it would help
     best: int = -1  # the number of the best that it was tried on; -1 for the baseline
     steps: int = 0  # optimizer steps of its last run
@@ -114,7 +114,7 @@ def subject_of(message: str) -> str:
 
 
 def title_of(description: str) -> str:
-    """What was changed, without what the loop put in front of it."""
+    """Return what was changed, without what the loop put in front of it."""
     return ON_TOP.sub("", SECOND_LOOK.sub("", one_line(description)))
 
 

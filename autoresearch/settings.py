@@ -121,13 +121,13 @@ class Settings(Group):
 
 @dataclass(frozen=True)
 class Options:
-    """What a session was asked for by its command line, and what its scale means."""
+    """The wishes of a session's command line, and the numbers of its scale."""
 
     tag: str
     proposer: str  # anthropic, command or constants
     command: str
     experiments: int | None  # --experiments
-    max_cost: float | None  # in place of program.md's
+    max_cost: float | None  # instead of program.md's
     deadline: float  # time.monotonic() at which everything has to be over
     scale: str
     seed: int

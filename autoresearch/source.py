@@ -29,7 +29,7 @@ def parse_expression(text: str) -> ast.expr:
 
 
 def syntax_problem(source: str) -> str:
-    """Why a text is not Python, in one line, or ""."""
+    """Return why a text is not Python, in one line, or ""."""
     try:
         parse(source)
     except NOT_PYTHON as error:
@@ -38,7 +38,7 @@ def syntax_problem(source: str) -> str:
 
 
 def edit_problem(before: str, after: str) -> str:
-    """Why `after` cannot be an experiment on `before`, or "" if it can."""
+    """Return why `after` cannot be an experiment on `before`, or "" if it can."""
     if after == before:
         return "train.py is unchanged"
     if not after.strip():

@@ -17,11 +17,11 @@ BOM = "\ufeff"  # some editors put it before a text; Python reads over it
 
 
 class BadInput(ValueError):
-    """What fail() would say, from under a progress bar or in a thread: who catches it prints the line."""
+    """A mistake of the user's that is found under a progress bar or in a thread: who catches it calls fail()."""
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the mistake is the user's to mend."""
+    """End the program with one line on stderr and exit code 2: the mistake is the user's to fix."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -137,7 +137,7 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(repo):
     assert git(repo, "status", "--porcelain") == ""
     done = run_loop(repo, "--experiments", "3", "--command", command)
     assert [row.description for row in rows_of(repo)][2:] == ["slow", "level to 1.8 [suspiciously good]"], done.stderr
-    assert "2  was left without a verdict and goes on" in done.stdout
+    assert "2  resumed      it has no verdict yet" in done.stdout
     check_invariants(repo)
 
 
@@ -182,7 +182,7 @@ def test_sigkill_in_a_run_loses_nothing(repo):
     assert len(rows_of(repo)) == 2
     done = run_loop(repo, "--experiments", "3", "--command", command)
     assert [row.val_bpb for row in rows_of(repo)] == [2.0, 1.9, 1.85, 1.7], done.stderr
-    assert "2  was left without a verdict and goes on" in done.stdout
+    assert "2  resumed      it has no verdict yet" in done.stdout
     assert rows_of(repo)[2].description.startswith("level to 1.85")
     check_invariants(repo)
 

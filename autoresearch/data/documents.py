@@ -82,7 +82,7 @@ def read_documents(path: Path) -> Iterator[str]:
     else:
         text = read_text(path)
         if "\0" in text:
-            raise BadInput(f"{path}: it has NUL characters, as UTF-16 does; convert it or take it away")
+            raise BadInput(f"{path}: it has NUL characters, as UTF-16 does; convert it or remove it")
         yield from cut(text)
 
 
@@ -117,7 +117,7 @@ def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
         raise broken_parquet(path, error) from error
     columns = {field.name: str(field.type) for field in file.schema_arrow}
     if columns.get("text") not in ("string", "large_string"):
-        raise BadInput(f"{path}: no string column named text (it has {columns}); mend it or take it away")
+        raise BadInput(f"{path}: no string column named text (it has {columns}); fix it or remove it")
     return file
 
 
@@ -140,7 +140,7 @@ def read_parquet(path: Path) -> Iterator[str]:
 
 
 def is_pinned(files: list[Path], split: str) -> bool:
-    """Whether a file of its own is the whole of a split."""
+    """Return whether a file of its own is the whole of a split."""
     at, name = {"val": (0, PINNED_VAL_FILE), "test": (-1, PINNED_TEST_FILE)}.get(split, (0, None))
     return bool(files) and files[at].name == name
 
@@ -158,7 +158,7 @@ def distinct(files: Iterable[Path]) -> Iterator[tuple[Path, int, str]]:
 
 @functools.cache
 def hash_is_fair(files: tuple[Path, ...], pinned: tuple[Path, ...], numbers: tuple[int, ...]) -> bool:
-    """Whether a hash gives each split its share: not where documents are few, or a few hold most of the text.
+    """Return whether a hash gives each split its share: not where documents are few, or a few hold most of the text.
 
     `numbers`: of the splits that the hash decides on.
     """

@@ -106,7 +106,7 @@ def download_file(client: httpx2.Client, path: Path, progress: Progress, stopped
 
 
 def seconds_asked(response: httpx2.Response) -> float:
-    """How long a hub that counts requests wants us to wait, by its headers."""
+    """Return how long a hub that counts requests wants us to wait, by its headers."""
     after, window = response.headers.get("retry-after", ""), response.headers.get("ratelimit", "")
     if seconds := re.fullmatch(r"\s*(\d+)\s*", after) or re.search(r"\bt=(\d+)", window):
         return float(seconds[1])

@@ -23,7 +23,7 @@ PACKAGES = ("tiktoken", "rustbpe", "pyarrow", "numpy")  # whose versions meta.js
 
 
 def prepare_or_fail(source: str | None, shards: int, scale: str, data_dir: Path, workers: int) -> None:
-    """Prepare and report. What the user can mend ends the program with one line."""
+    """Prepare and report. What the user can fix ends the program with one line."""
     if not 1 <= shards <= TEST_SHARD:
         fail(f"--shards {shards} is not between 1 and {TEST_SHARD}")
     if workers < 1:
@@ -35,8 +35,8 @@ def prepare_or_fail(source: str | None, shards: int, scale: str, data_dir: Path,
         fail(str(error))
     except OSError as error:  # a full disk, a folder that may not be read or written: nothing finished is lost
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "make room, or choose another --data-dir" if full else "mend that"
-        fail(f"{error.filename or directory}: {error.strerror or error}; {mend}, then run again to go on")
+        fix = "make room, or choose another --data-dir" if full else "fix that"
+        fail(f"{error.filename or directory}: {error.strerror or error}; {fix}, then run again to go on")
     except KeyboardInterrupt:
         fail("interrupted; run again to go on")
 
@@ -85,7 +85,7 @@ def full_name(source: str, num_shards: int) -> str:
 
 
 def report(meta: Json, directory: Path) -> None:
-    """What was prepared, in four lines."""
+    """Say in four lines what was prepared."""
     counts = meta | {"test": json.loads((directory / TEST_FILES[-1]).read_text())}
     for split in reversed(SPLITS):
         count = counts[split]

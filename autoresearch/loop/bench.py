@@ -183,7 +183,7 @@ def options_of(bench: Bench, slot: Slot, task: Task) -> RunOptions:
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:
-    """What work will return or raise, in a thread that does not keep the program from ending."""
+    """Return what work will return or raise, in a thread that does not keep the program from ending."""
     future: Future[T] = Future()
 
     def finish() -> None:
@@ -212,7 +212,7 @@ def wait(bench: Bench, others: Sequence[Future[Any]] = ()) -> None:
 
 
 def collect(bench: Bench) -> list[tuple[Task, RunResult]]:
-    """What came of the runs that have ended, as far as it is believed; what has to be made again waits again."""
+    """Return the believed results of the runs that have ended; a run that has to be made again waits again."""
     ended = []
     for slot in bench.slots:
         if slot.task and slot.run.done():
@@ -266,7 +266,7 @@ def run_of(task: Task, result: RunResult) -> Run:
 
 
 def slower_than_before(scale: str, before: list[Run], result: RunResult) -> str:
-    """What a GPU that was throttled did to a run: the same train.py had more tokens per second before. Or ""."""
+    """Return that a throttled GPU slowed a run: the same train.py had more tokens per second before. Or ""."""
     same = [run.result for run in before if run.result.status == "ok"]
     if scale == "cpu" or result.status != "ok" or not same:
         return ""

@@ -56,7 +56,7 @@ def make_context(
 
 
 def under_way(queue: Queue) -> list[str]:
-    """What runs, waits or is being written, in words."""
+    """Return what runs, waits or is being written, in words."""
     begun = [f"{each.number}, running: {each.proposal.description}" for each in queue.experiments.values()]
     waiting = [f"{max(each.number, 0) or 'next'}, waiting for a slot: {each.title}" for each in queue.waiting]
     written = [f"{asked.context.number}, {asked.context.doing}" for asked in queue.asking.at_work]
@@ -64,7 +64,7 @@ def under_way(queue: Queue) -> list[str]:
 
 
 def recent_trainings(ledger: Ledger, scale: str) -> list[Training]:
-    """How training went: the best's first run, then the last three experiments'."""
+    """Return how training went: the best's first run, then the last three experiments'."""
     best, runs = ledger.best.number, ledger.runs_by_number
     last = [row.number for row in ledger.rows if row.number != best and row.number in runs][-3:]
     first = [runs[number][0] for number in [best, *last] if number in runs]

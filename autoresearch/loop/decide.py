@@ -53,9 +53,9 @@ def decide(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
 
 
 def may_repair(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment) -> bool:
-    """Whether the last run failed by a slip that goes back to the proposer."""
+    """Return whether the last run failed by a slip that goes back to the proposer."""
     runs, settings = verdicts.attempt_runs(ledger, experiment), session.settings
-    if session.options.proposer == "constants":  # it mends nothing, also where an LLM's search goes on with it
+    if session.options.proposer == "constants":  # it repairs nothing, also where an LLM's search goes on with it
         return False
     if not runs or not verdicts.is_slip(runs[-1]) or experiment.proposal.category == "constant" or not ledger.kept:
         return False
@@ -142,7 +142,7 @@ def record(session: Session, ledger: Ledger, queue: Queue, experiment: Experimen
 
 
 def settle(session: Session, ledger: Ledger, queue: Queue, experiment: Experiment) -> None:
-    """What follows from a row: the branch and train.py are the best's, the next proposer hears of a failure."""
+    """Do what follows from a row: the branch and train.py are the best's, the next proposer hears of a failure."""
     row = ledger.row(experiment.number)
     if row.status == "keep":
         queue.asking.nothing_left = ""

@@ -1,5 +1,5 @@
 """
-Room on the disk: the loop waits for it, and no run is judged that failed for want of it.
+Room on the disk: the loop waits for it, and a run that failed for lack of it is not judged.
 """
 
 import os

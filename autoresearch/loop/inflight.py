@@ -144,7 +144,7 @@ def new_proposal_folder(ledger: Ledger) -> Path:
 
 
 def exchange_of(folder: Path) -> str:
-    """What was said while a proposal was made, for the journal: the model's answers, or what the command printed."""
+    """Return the exchange of a proposal for the journal: the model's answers, or what the command printed."""
     answers, printed = folder / "exchange.json", folder / "proposal.log"
     if answers.is_file():
         messages = json.loads(answers.read_text())["messages"]
@@ -164,7 +164,7 @@ def restore_queue(ledger: Ledger, queue: Queue, log: Log) -> None:
     for number in experiment_refs(ledger.repo, ledger.tag):
         if number not in decided:
             queue.experiments[number] = restore_experiment(ledger, number)
-            log.say(f"{number:4d}  was left without a verdict and goes on")
+            log.say(f"{number:4d}  resumed      it has no verdict yet")
     order = {run.number: index for index, run in enumerate(ledger.runs)}  # as they would have been decided
     queue.undecided.extend(sorted(queue.experiments.values(), key=lambda each: order.get(each.number, len(order))))
     begun = sorted(ledger.folder.glob("[0-9]*/proposal.json"))  # killed before it got its commit
@@ -232,7 +232,7 @@ def commit_experiment(ledger: Ledger, experiment: Experiment) -> None:
 
 
 def fits(ledger: Ledger, queue: Queue, experiment: Experiment, log: Log) -> bool:
-    """Whether a proposal can run on the present best; one that cannot is set aside, one that was moved is noted."""
+    """Return whether a proposal can run on the present best; set it aside if not, note it if it was moved."""
     source = on_best(ledger, experiment.proposal.source, experiment.base) if ledger.kept else experiment.proposal.source
     if not source:
         set_aside(ledger, queue, experiment, "it was written for an older best, and does not fit the new one", log)

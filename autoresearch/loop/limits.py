@@ -30,7 +30,7 @@ def run_seconds(ledger: Ledger, time_budget: int) -> float:
 
 
 def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
-    """(experiment, seed) of the runs that are missing: of the best on fresh seeds, and of the baseline beside it."""
+    """(experiment, seed) of the runs that are missing: of the best on fresh seeds, and of the baseline next to it."""
     if not ledger.kept[1:]:
         return []  # nothing was found
     best, baseline, done = ledger.best, ledger.kept[0], ledger.confirming
@@ -41,12 +41,12 @@ def to_confirm(ledger: Ledger, settings: Settings) -> list[tuple[int, int]]:
 
 
 def confirming_seconds(ledger: Ledger, settings: Settings, options: Options, slots: int) -> float:
-    """What it takes to confirm the best, on all slots."""
+    """Return what it takes to confirm the best, on all slots."""
     return math.ceil(len(to_confirm(ledger, settings)) / slots) * run_seconds(ledger, options.time_budget)
 
 
 def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:
-    """Whether there is time for another experiment, and then for running the best on fresh seeds."""
+    """Return whether there is time for another experiment, and then for running the best on fresh seeds."""
     needed = run_seconds(ledger, session.options.time_budget)
     needed += confirming_seconds(ledger, session.settings, session.options, slots)
     return time.monotonic() + needed <= session.options.deadline
@@ -57,13 +57,13 @@ def time_for_more(session: Session, ledger: Ledger, slots: int) -> bool:
 
 
 def experiments_left(options: Options, ledger: Ledger, queue: Queue) -> float:
-    """How many may still be begun or proposed under --experiments."""
+    """Return how many may still be begun or proposed under --experiments."""
     begun = ledger.tried + len(queue.experiments) + len(queue.waiting) + len(queue.asking.at_work)
     return math.inf if options.experiments is None else options.experiments - begun
 
 
 def proposals_to_come(session: Session, ledger: Ledger, queue: Queue) -> float:
-    """How many experiments still fit into --hours and --experiments, on all slots."""
+    """Return how many experiments still fit into --hours and --experiments, on all slots."""
     options, slots = session.options, queue.slots
     seconds = options.deadline - time.monotonic() - confirming_seconds(ledger, session.settings, options, slots)
     by_time = max(0.0, seconds) * slots / run_seconds(ledger, options.time_budget)
@@ -76,8 +76,8 @@ def last_costs(ledger: Ledger, count: int) -> list[float]:
 
 
 def over_budget(settings: Settings, ledger: Ledger, queue: Queue) -> str:
-    """Why another proposal could pass max_cost, or "": it, those at work and the repairs to come are as dear each as
-    the dearest of the last five.
+    """Return why another proposal could exceed max_cost, or "". It, every proposal in progress and every repair to come
+    is taken to cost as much as the most expensive of the last five.
     """
     spent = ledger.spent + queue.spent
     usual = max(last_costs(ledger, 5), default=0.0)

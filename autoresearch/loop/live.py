@@ -1,5 +1,5 @@
 """
-What a person sees while the loop runs: a line per slot; progress.png and report.html, drawn beside everything else.
+What a person sees while the loop runs: a line per slot; progress.png and report.html, drawn next to everything else.
 """
 
 import threading
@@ -24,7 +24,7 @@ DRAW_EVERY = 30.0  # seconds between two drawings
 
 
 def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
-    """What this session is, and what is there already."""
+    """Say what this session is, and what is there already."""
     options, settings, slots = session.options, session.settings, queue.slots
     several = f" | {slots} slots" if slots > 1 else ""
     a_run = f"{options.time_budget} {'paced s' if options.scale == 'cpu' else 's'} a run"
@@ -42,7 +42,7 @@ def announce(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 
 def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
-    """What runs now, a line per slot, and what the proposer does. The terminal cuts what comes last."""
+    """Return what runs now, a line per slot, and what the proposer does. The terminal cuts what comes last."""
     best = [f"best {ledger.best.val_bpb:.6f}"] if ledger.kept else []
     lines = slot_lines(queue.bench, best, (session.log.width or 80) >= 110)
     for asked in queue.asking.at_work:
@@ -56,7 +56,7 @@ def live_lines(session: Session, ledger: Ledger, queue: Queue) -> list[str]:
 
 
 def slot_lines(bench: Bench, best: Sequence[str] = (), wide: bool = False) -> list[str]:
-    """What runs now, a line per slot."""
+    """Return what runs now, a line per slot."""
     options, lines = bench.session.options, []
     for slot in bench.slots:
         if task := slot.task:

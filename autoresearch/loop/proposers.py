@@ -84,12 +84,12 @@ def tell_of_money(session: Session, ledger: Ledger, queue: Queue) -> None:
 
 
 def is_over(session: Session, ledger: Ledger, queue: Queue) -> bool:
-    """Whether nothing that is written now would run in this session."""
+    """Return whether nothing that is written now would run in this session."""
     return session.ending or not time_for_more(session, ledger, queue.slots)
 
 
 def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
-    """Whether another edit has to be begun now, to be there when a slot is free for it.
+    """Return whether another edit has to be begun now, to be there when a slot is free for it.
 
     As late as that allows, so that it knows as many results as it can. The margin is how much the times of proposals
     vary, and half of the time between two starts of runs. With one slot, and proposals that take no longer than a run,
@@ -119,7 +119,7 @@ def seconds_to_slot(queue: Queue, others: int, a_run: float) -> float:
 
 
 def turn_of_constants(context: Context) -> bool:
-    """Whether this experiment is of the constants' share; on a plateau every second one is."""
+    """Return whether this experiment is of the constants' share; on a plateau every second one is."""
     share = context.settings.constants_share
     if share and context.on_plateau:
         share = max(share, 0.5)
@@ -127,7 +127,7 @@ def turn_of_constants(context: Context) -> bool:
 
 
 def answer(context: Context, proposer: str, constants_first: bool) -> Proposal:
-    """What the session's proposer answers; or that of constants, where it is its turn and it has something left."""
+    """Return the answer of the session's proposer, or of constants, if it is its turn and it has something left."""
     if constants_first:
         with contextlib.suppress(CannotPropose, NothingLeft):
             return propose_constants(context)
@@ -208,7 +208,7 @@ def outcome_of(session: Session, queue: Queue, asked: Ask) -> Proposal | Proposa
 
 
 def restart_repaired(ledger: Ledger, crashed: Experiment, repaired: Proposal) -> None:
-    """The same experiment with the mended train.py; the one that crashed stays reachable by a ref of its own."""
+    """The same experiment with the repaired train.py; the one that crashed stays reachable by a ref of its own."""
     keep_crashed(ledger, crashed.number, crashed.repairs)
     usage = crashed.proposal.usage + repaired.usage
     crashed.proposal = dataclasses.replace(crashed.proposal, source=repaired.source, usage=usage)
@@ -257,7 +257,7 @@ def no_proposal_came(
 
 
 def gives_up(session: Session, asking: Asking) -> str:
-    """Why the search waits no longer for its proposer, or "". With --hours it goes on trying until they end."""
+    """Return why the search waits no longer for its proposer, or "". With --hours it goes on trying until they end."""
     lasted = time.monotonic() - asking.failing_since
     if asking.failures < GIVE_UP or lasted < GIVE_UP_SECONDS or math.isfinite(session.options.deadline):
         return ""
@@ -280,7 +280,7 @@ def wait_longer(asking: Asking, failure: ProposalFailed, note: str) -> None:
 
 
 def block_reason(asking: Asking, failure: ProposalFailed) -> str:
-    """Why only a person can go on after this failure, or ""."""
+    """Return why only a person can go on after this failure, or ""."""
     asking.refusals = asking.refusals + 1 if isinstance(failure, Refused) else 0
     if isinstance(failure, CannotPropose):
         return str(failure)

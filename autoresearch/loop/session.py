@@ -40,7 +40,7 @@ class Session:
     asked: Options | None = None  # the command line, where program.md's hours and experiments go before it
     measure: Measure | None = None  # once the search is entered
     stop: threading.Event = field(default_factory=threading.Event)
-    blocked: str = ""  # what only a person can mend: the session ends with it
+    blocked: str = ""  # what only a person can fix: the session ends with it
     spent_up: bool = False  # max_cost is reached: said once
     complaint: str = ""  # why nothing can be written at present
     faults: int = 0  # of the loop itself, since something was recorded last

@@ -1,6 +1,6 @@
 """
 The start of a session: everything that a search needs is checked before anything is touched. Each missing thing is one
-line with its mend, and exit code 2.
+line with the way out, and exit code 2.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def check_tag(tag: str | None) -> None:
 
 
 def check_session_arguments(args: Namespace) -> None:
-    """What a search, `ablate` and `promote` are all asked: how long, and where."""
+    """Check what a search, `ablate` and `promote` all take: how long, and where."""
     if args.hours is not None and not args.hours > 0:
         fail(f"--hours {args.hours} is not more than 0")
     if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
@@ -92,9 +92,9 @@ def take_budget(args: Namespace) -> None:
 
 
 def add_slots(parser: ArgumentParser) -> None:
-    """Where the runs are made."""
+    """Add the options for where the runs are made."""
     parser.add_argument("--gpus", help="one slot per GPU: all, or a list like 0,1,3 (default: one slot)")
-    parser.add_argument("--slots", type=int, help="at the cpu scale: so many runs at once (default: 1)")
+    parser.add_argument("--slots", type=int, help="at the cpu scale: this many runs at once (default: 1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="one slot per GPU of a Ray cluster: auto, or HOST:6379")
 
 
@@ -175,7 +175,7 @@ def check_proposer(proposer: str, settings: Settings) -> str:
 
 
 def needs(args: Namespace, repo: Repository) -> dict[str, Callable[[], str]]:
-    """What a search stands on, the cheapest first: each check returns what it found, or ends the program by fail()."""
+    """Return the checks before a search, the cheapest first: each returns what it found, or ends the program."""
 
     tag = args.tag or default_tag(repo)
 
@@ -249,7 +249,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             say(f"runs/lock cannot be locked ({error.strerror}): nothing keeps a second loop out, so start none here")
         else:
             if holder:
-                say(f"the last loop in this folder (process {holder}) ended without a word; its lock is taken over")
+                say(f"the previous loop in this folder (process {holder}) was killed; taking over its lock")
         file.truncate(0)
         file.seek(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")

@@ -25,7 +25,7 @@ from autoresearch.source import count_statements, edit_problem
 
 
 def forbidden(ledger: Ledger, source: str) -> str:
-    """What a train.py does that the search's first one does not do and no training has to do, or ""."""
+    """Return what a train.py does that the search's first one does not do and no training has to do, or ""."""
     return audit_source(source, ledger.source_of(ledger.kept[0].number)) if ledger.kept else ""
 
 
@@ -79,7 +79,7 @@ def good_runs(runs: list[Run]) -> Runs:
 
 
 def verdict_on(ledger: Ledger, settings: Settings, experiment: Experiment) -> Verdict:
-    """What an experiment's runs so far, one at least, make of it, next to the best that its edit was made for."""
+    """Return the verdict of an experiment's runs so far, one at least, against the best its edit was made for."""
     runs = attempt_runs(ledger, experiment)
     failed = [run.result for run in runs if run.result.status != "ok"]
     if failed:
@@ -101,7 +101,7 @@ def verdict_on(ledger: Ledger, settings: Settings, experiment: Experiment) -> Ve
 
 
 def is_slip(run: Run) -> bool:
-    """Whether a run ended with what its proposer can mend: an exception, but not for want of memory."""
+    """Return whether a run ended with what its proposer can fix: an exception, but not for lack of memory."""
     raised = run.result.status == "crash" and "Traceback (most recent call last)" in run.result.tail
     return raised and not re.search(r"OutOfMemoryError|MemoryError|out of memory", run.result.tail)
 

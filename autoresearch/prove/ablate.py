@@ -39,7 +39,7 @@ def kept_changes(ledger: Ledger) -> list[Keep]:
 
 
 def problems(trials: Trials) -> Problem:
-    """Why a train.py cannot run: as it is written, or as a short run has shown."""
+    """Return why a train.py cannot run: as it is written, or as a short run has shown."""
     baseline = trials.ledger.source_of(trials.ledger.kept[0].number)
 
     @functools.cache
@@ -106,7 +106,7 @@ def design_runs(trials: Trials, factors: Factors, seed: int) -> list[tuple[int, 
 
 
 def row_name(factors: Factors, levels: Iterable[int]) -> str:
-    """What a row is, the shorter way."""
+    """Return the name of a row: what is out, or what is in, whichever is shorter."""
     pairs = list(zip(factors.removable, levels, strict=True))
     inside, out = ([factor.name for factor, level in pairs if level == side] for side in (1, -1))
     if not out or not inside:
@@ -164,7 +164,7 @@ def so_far(trials: Trials, factors: Factors, rows: list[tuple[int, tuple[int, ..
 
 
 def diff_text(best: str, after: str, factor: str) -> str:
-    """What taking a factor out changes, to be looked at: what applies and runs can still not undo what it should."""
+    """Return the diff of taking a factor out, for a person: what merges and runs may still not undo the change."""
     return "".join(difflib.unified_diff(lines_of(best), lines_of(after), "best", f"without {factor}", n=1))
 
 

@@ -25,7 +25,7 @@ def half_design(factors: int) -> numpy.ndarray:
 
 
 def plackett_burman(factors: int) -> numpy.ndarray:
-    """The smallest design that the library has for so many factors: it has none of 28 rows, or of 36."""
+    """The smallest design that the library has for this number of factors: it has none of 28 rows, or of 36."""
     columns = factors if factors < 8 else factors + SPARE
     for size in range(columns, 4 * columns):
         try:
@@ -40,7 +40,7 @@ def seeds_per_row(factors: int) -> int:
 
 
 def ordered_rows(factors: int, seeds: list[int]) -> list[tuple[int, tuple[int, ...], int]]:
-    """(pair, levels, seed) in the order of running: pairs by chance, a row beside its mirror, on the same seed."""
+    """(pair, levels, seed) in the order of running: pairs by chance, a row next to its mirror, on the same seed."""
     half, chance, rows = half_design(factors), numpy.random.default_rng(0), []
     for seed in seeds:
         for pair in chance.permutation(len(half)):

@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Worth:
-    """What a factor lowers val_bpb by, averaged over the presence of the others."""
+    """The fall of val_bpb by a factor, averaged over the presence of the others."""
 
     gain: float
     standard_error: float
@@ -102,7 +102,7 @@ def pooled(squares: float, freedom: int, noise: Noise) -> Noise:
 
 
 def dependence(pairs: list[Pair], noise: Noise) -> dict[str, float]:
-    """How much the means of pairs differ, on each seed, beyond noise: with additive factors they are all the same."""
+    """Return how the means of pairs differ on each seed, beyond noise: with additive factors they are all the same."""
     squares, count = 0.0, 0
     for seed in {pair.seed for pair in pairs}:
         means = numpy.array([(pair.row + pair.mirror) / 2 for pair in pairs if pair.seed == seed])

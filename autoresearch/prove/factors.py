@@ -50,7 +50,7 @@ Group = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Factors:
-    """What a search kept, for an ablation."""
+    """The kept changes of a search, for an ablation."""
 
     keeps: list[Keep]
     removable: list[Factor]
@@ -209,7 +209,7 @@ def blame(joining: Joining, out: list[Group], conflicting: int | None) -> Group:
 
 
 def uses(joining: Joining, group: Group, other: Group) -> bool:
-    """Whether a group's edits use a word that the other's brought into the file."""
+    """Return whether a group's edits use a word that the other's brought into the file."""
     keeps = {keep.number: keep for keep in joining.keeps}
     brought = [words(lines_of(keeps[n].after)) - words(lines_of(keeps[n].before)) for n in other]
     added = [set(lines_of(keeps[n].after)) - set(lines_of(keeps[n].before)) for n in group]

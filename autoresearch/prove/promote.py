@@ -46,7 +46,7 @@ def make_arms(trials: Trials, depth: int | None, times: int | None) -> Arms:
 
 
 def announce(trials: Trials, arms: Arms, bound: list[str]) -> None:
-    """Which depths are compared, and what does not follow them."""
+    """Say which depths are compared, and what does not follow them."""
     log, ledger, scale = trials.log, trials.ledger, trials.scale
     both = " and ".join(
         f"{name} at depth {depth} (searched at {arms.searched[name]})" for name, depth in arms.depths.items()
@@ -123,7 +123,7 @@ class Promotion:
         return sorted({max(1, round(share * self.horizon)) for share in HORIZONS})
 
     def noise(self, points: Points) -> Noise:
-        """What is left of a run's noise with its seed taken off, here; the search's counts a little."""
+        """Return what is left of a run's noise with its seed taken off, here; the search's counts a little."""
         known = self.trials.ledger.known.paired_noise
         prior = Noise(known.sigma, min(known.degrees_of_freedom, PRIOR_FREEDOM))
         return paired_sigma([*(self.runs("baseline", b) for b in self.budgets), *points.values()], prior)
@@ -200,7 +200,7 @@ def report_of(promotion: Promotion, base: Points, points: Points, bound: list[st
 
 
 def split_of(promotion: Promotion, points: Points, found: target.TimeToTarget | None) -> dict[str, float] | None:
-    """How many tokens the best needs, and what a token costs it, as shares of the baseline's."""
+    """Return how many tokens the best needs, and what a token costs it, as shares of the baseline's."""
     if not found:
         return None
     near = min(points, key=lambda budget: abs(math.log(budget / found.seconds)))
@@ -233,7 +233,7 @@ def curves_of(promotion: Promotion, points: Points, found: target.TimeToTarget |
 
 
 def compared_arms(trials: Trials, depth: int | None, times: int | None, budget: int | None, force: bool) -> Arms:
-    """What is compared, once both models were shown. Where a kept change moved depth or width: twice each one's own."""
+    """Show both models, and return what is compared. If a kept change moved depth or width: twice each one's own."""
     seed, own = trials.first_seed, make_arms(trials, None, 1)
     searched = shapes_of(trials, own.sources, own.depths, seed)
     if not depth and not times and moved(searched):

@@ -31,7 +31,7 @@ DEPENDENT = 0.05  # the probability below which factors count as depending on ea
 
 @dataclass
 class Pruning:
-    """What it takes to measure the best without some factors."""
+    """The measuring of the best without some factors."""
 
     trials: Trials
     factors: Factors
@@ -40,7 +40,7 @@ class Pruning:
     seed: int  # the first that is fresh
 
     def refused(self, out: list[Factor]) -> str:
-        """Why the best without these factors cannot run, or ""."""
+        """Return why the best without these factors cannot run, or ""."""
         try:
             return self.problem(self.factors.without(out))
         except Conflict as conflict:
@@ -76,7 +76,7 @@ def names(factors: list[Factor]) -> str:
 
 
 def prune(pruning: Pruning, factors: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What came of it, and into `factors` what each was worth by itself; None where nothing is to be taken out."""
+    """Return what can be taken out, None if nothing can, and note in `factors` what each is worth by itself."""
     verdicts = [worth.verdict for worth in pruning.effects.worths]
     out = [factor for factor, verdict in zip(pruning.factors.removable, verdicts, strict=True) if verdict != "real"]
     if not out:
@@ -108,14 +108,14 @@ def largest_removal(pruning: Pruning, out: list[Factor]) -> tuple[list[Factor], 
 
 
 def worth(pruning: Pruning, factor: Factor) -> float:
-    """What is known of it in all: on average, and in the best by itself."""
+    """Return all that is known of its worth: on average, and in the best by itself."""
     average = pruning.effects.worths[pruning.factors.removable.index(factor)].gain
     alone = pruning.difference([factor], 0)
     return average + (alone[0].value if alone else 0.0)
 
 
 def measure(pruning: Pruning, removals: list[list[Factor]], round_: int) -> None:
-    """Run each removal and the best beside it, seed by seed."""
+    """Run each removal and the best next to it, seed by seed."""
     arms = [pruning.tasks(out, round_) for out in [[], *removals]]
     tasks = [task for same_seed in zip(*arms, strict=True) for task in same_seed]
     what = f"without {names(removals[0])}" if len(removals) == 1 else "without each that seems to do nothing"
@@ -124,7 +124,7 @@ def measure(pruning: Pruning, removals: list[list[Factor]], round_: int) -> None
 
 
 def note_alone(pruning: Pruning, factor: Factor, entry: dict[str, Any]) -> None:
-    """What taking it out of the best does; it is real where that is worse, whatever it is worth on average."""
+    """Note what taking it out of the best does; if that is worse, it is real, whatever it is worth on average."""
     if found := pruning.difference([factor], 0):
         difference, p = found
         entry["alone"] = dataclasses.asdict(difference)

@@ -52,7 +52,7 @@ def arms_of(trials: Trials, factors: Factors, seed: int) -> list[list[Task]]:
 
 
 def effects_in_best(trials: Trials, arms: list[list[Task]]) -> Effects:
-    """What each factor is worth in the best, by the runs that there are."""
+    """Return what each factor is worth in the best, by the runs that there are."""
     runs = [{task.seed: trials.value(task) for task in arm if math.isfinite(trials.value(task))} for arm in arms]
     whole = [each for each in runs if len(each) == SEEDS]
     known = trials.ledger.known.paired_noise
@@ -64,7 +64,7 @@ def effects_in_best(trials: Trials, arms: list[list[Task]]) -> Effects:
 
 
 def worth_in_best(runs: Runs, best: Runs, sigma: float, freedom: float, factors: int) -> Worth:
-    """What taking it out costs. `p`: of no effect in that direction, times the number of factors that are asked."""
+    """The cost of taking it out. `p`: of no effect in that direction, times the number of factors that are asked."""
     if not runs.keys() & best.keys():
         return Worth(math.nan, math.nan, math.nan, math.nan, math.nan, "no number")
     found = paired_difference(runs, best, sigma)

@@ -52,7 +52,7 @@ def shape_of(trials: Trials, task: Task, depth: int) -> Shape:
 
 
 def moved(searched: dict[str, Shape]) -> bool:
-    """Whether the kept changes made the model deeper, shallower, wider or narrower."""
+    """Return whether the kept changes made the model deeper, shallower, wider or narrower."""
     old, new = searched["baseline"], searched["best"]
     return old.layers != new.layers or abs(old.width - new.width) > 0
 
@@ -72,7 +72,7 @@ def shapes_text(searched: dict[str, Shape], here: dict[str, Shape], trials: Tria
 
 
 def not_comparable(here: dict[str, Shape], depth: int) -> str:
-    """Why models at one depth say nothing about the change, or ""."""
+    """Return why models at one depth say nothing about the change, or ""."""
     sizes = {name: shape.parameters for name, shape in here.items()}
     low, high = sorted(sizes, key=lambda name: sizes[name])
     if not sizes[high] > COMPARABLE * sizes[low]:

@@ -64,7 +64,7 @@ def fit_line(points: Points, sigma: float) -> Line:
 
 
 def predicted_seconds(horizon: int, gain: float, line: Line) -> float:
-    """Where the best should reach the baseline's val_bpb, if a second is worth to it what it is to the baseline.
+    """Return where the best should reach the baseline's val_bpb, if a second is worth to it what it is to the baseline.
 
     nan where that cannot be told: a second is worth next to nothing.
     """
@@ -72,7 +72,7 @@ def predicted_seconds(horizon: int, gain: float, line: Line) -> float:
 
 
 def passes(points: Points, budget: int, target: Runs, sigma: float) -> bool:
-    """Whether the runs at a budget are below the target beyond chance."""
+    """Return whether the runs at a budget are below the target beyond chance."""
     runs = points[budget]
     error = sigma * math.sqrt(1 / len(runs) + 1 / len(target))
     return mean(target) - mean(runs) >= PASS * error
@@ -142,7 +142,7 @@ def near_line(points: Points, seconds: float, sigma: float) -> Line:
 
 def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget | None:
     """Where the line near the target meets it. None where that cannot be told: the budgets tried do not lie on both
-    sides of it, or a second is worth too little there beside the noise.
+    sides of it, or a second is worth too little there, compared with the noise.
     """
     goal = mean(target)
     reached = [budget for budget, runs in points.items() if mean(runs) <= goal]

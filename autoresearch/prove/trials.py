@@ -23,18 +23,18 @@ from autoresearch.text import one_line, plural
 
 
 class Stopped(Exception):
-    """Why not all runs were made: the same command goes on."""
+    """The reason why not all runs were made: the same command goes on."""
 
 
 def key_of(task: Task) -> str:
-    """What decides a run's number: whoever wants the same again has it already."""
+    """Return what decides a run's number: whoever wants the same again has it already."""
     length = f"{task.steps}steps" if task.steps else f"{task.budget}s"
     return f"{hashlib.sha256(task.source.encode()).hexdigest()[:12]}-seed{task.seed}-{length}"
 
 
 @dataclass
 class Trials:
-    """What a proof stands on, and what came of its runs."""
+    """The basis of a proof, and the results of its runs."""
 
     ledger: Ledger
     log: Log
@@ -140,7 +140,7 @@ def seconds_of(trials: Trials, task: Task) -> float:
 
 
 def time_text(trials: Trials, tasks: Sequence[Task]) -> str:
-    """How long runs take on all slots, those that are done left out."""
+    """Return how long runs take on all slots, those that are done left out."""
     keys = {key_of(task) for task in tasks}
     done = len(keys & trials.done.keys())
     there = f", {done} of them done" if done else ""
@@ -148,7 +148,7 @@ def time_text(trials: Trials, tasks: Sequence[Task]) -> str:
 
 
 def seconds_to_go(trials: Trials, tasks: Sequence[Task]) -> float:
-    """How long the runs take on all slots that are not done yet."""
+    """Return how long the runs take on all slots that are not done yet."""
     missing = {key_of(task): task for task in tasks if key_of(task) not in trials.done}
     return sum(seconds_of(trials, task) for task in missing.values()) / trials.slots
 

@@ -64,7 +64,7 @@ class Sitting:
 
 @dataclass(eq=False)
 class Ledger:
-    """What one search has written, in memory and on disk."""
+    """All that one search has written, in memory and on disk."""
 
     repo: Repository
     tag: str
@@ -134,7 +134,7 @@ class Ledger:
 
     @property
     def known(self) -> Knowledge:
-        """What all its runs say together."""
+        """Return what all its runs say together."""
         return known_after(self, len(self.rows), sum(map(len, self.later.values())))
 
     def has_row(self, number: int) -> bool:
@@ -189,7 +189,7 @@ class Ledger:
 
     @property
     def tested(self) -> tuple[Runs, Runs] | None:
-        """What the test rows gave for baseline and best, on the seeds that both were scored on; None: on none."""
+        """The test rows' val_bpb of baseline and best, on the seeds that both were scored on; None: on none."""
         if not self.kept:
             return None
         first, best = (self.test_runs(row.number) for row in (self.kept[0], self.best))
@@ -197,7 +197,7 @@ class Ledger:
         return ({seed: first[seed] for seed in both}, {seed: best[seed] for seed in both}) if both else None
 
     def test_runs(self, number: int) -> Runs:
-        """What the test rows gave, by seed, of an experiment's runs on the best's fresh seeds."""
+        """Return the test rows' val_bpb, by seed, of an experiment's runs on the best's fresh seeds."""
         runs = [run for run in self.fresh_runs(number) if run.seed in self.confirming]
         return {run.seed: run.result.measured["test_bpb"] for run in runs if "test_bpb" in run.result.measured}
 

@@ -77,10 +77,10 @@ def say_result(log: Log, row: Row) -> None:
 
 
 def progress_parts(line: str, seconds: float, scale: str) -> list[str]:
-    """What train.py says of its progress, the most important first; what is no progress line, as it is.
+    """Return train.py's progress, the most important first; a line that is no progress line, as it is.
 
     Its seconds are those of its clock. At the cpu scale they are paced, as long as on the machine that the scale was
-    made on, so the real `seconds` of the run so far stand beside them.
+    made on, so the real `seconds` of the run so far are shown too.
     """
     found = [re.search(pattern, line) for pattern in (r"([\d.]+) %", r"(\d+) s left", r"loss (\S+)")]
     if not all(found):
@@ -97,7 +97,7 @@ def speed_parts(line: str) -> list[str]:
 
 
 def live_view(lines: list[str]) -> Text:
-    """What runs now; each line is cut to the width of the terminal."""
+    """Return what runs now; each line is cut to the width of the terminal."""
     return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 
@@ -106,7 +106,7 @@ def live_view(lines: list[str]) -> Text:
 
 
 def summary(ledger: Ledger, reason: str) -> str:
-    """What the morning's reader wants first: why it ended, the head of `status`, and where to look further."""
+    """Return what the morning's reader wants first: why it ended, the head of `status`, and where to look further."""
     number = ledger.best.number if ledger.kept else 0
     picture = ledger.results.with_name("progress.png").relative_to(ROOT)
     lines = [

@@ -63,7 +63,7 @@ def boxes(corners: Any, margin: float) -> numpy.ndarray:
 
 
 def obstacles(axes: Any, line: numpy.ndarray) -> numpy.ndarray:
-    """What no label may cover, in pixels: the dots and marks, and the pieces of the line."""
+    """Return what no label may cover, in pixels: the dots and marks, and the pieces of the line."""
     drawn = [dots.get_offset_transform().transform(dots.get_offsets()) for dots in axes.collections[1:]]
     corners = numpy.stack([line[:-1], line[1:] * [1, 0] + line[:-1] * [0, 1], line[1:]], axis=1)
     pieces = axes.transData.transform(corners[:, [0, 1, 1, 2]].reshape(-1, 2))
@@ -71,7 +71,7 @@ def obstacles(axes: Any, line: numpy.ndarray) -> numpy.ndarray:
 
 
 def overlap(some: numpy.ndarray, others: numpy.ndarray) -> bool:
-    """Whether any of some boxes touches any of the others."""
+    """Return whether any of some boxes touches any of the others."""
     some = some[:, None]
     return bool(((some[..., :2] < others[:, 2:]) & (some[..., 2:] > others[:, :2])).all(axis=-1).any())
 
@@ -153,7 +153,7 @@ def draw_dots(axes: Any, rows: list[Row]) -> None:
 
 
 def write_title(axes: Any, rows: list[Row], line: numpy.ndarray, known: Knowledge) -> None:
-    """The result as the title, what it rests on below it, the legend beside it."""
+    """The result as the title, what it rests on below it, the legend next to it."""
     kept, sure = len(line) - 2, known.confirmed
     start, after = (known.gain.baseline, known.gain.best) if sure and known.gain else (line[0, 1], line[-1, 1])
     error = f" ± {sure.standard_error:.4f}" if sure else ""

@@ -33,7 +33,7 @@ def shortened(text: str) -> str:
 
 
 def factor_lines(removable: list[Any], fixed: list[Any]) -> list[str]:
-    """What will be taken out, and what cannot be."""
+    """Return the lines of what will be taken out, and of what cannot be."""
     lines = [f"{plural(len(removable), 'factor')} to take out:"]
     for factor in removable:
         why = f"  [{'; '.join(factor.joined)}]" if factor.joined else ""
@@ -52,7 +52,7 @@ def ablation_line(report: dict[str, Any]) -> str:
 
 
 def additivity_line(report: dict[str, Any]) -> str:
-    """How much the factors depend on each other."""
+    """Return how much the factors depend on each other."""
     if report["dependence_p"] > 0.05:
         return "no sign that what one change is worth depends on the others"
     beyond = f"combinations differ by {report['dependence']:.6f} beyond the sum"
@@ -161,7 +161,7 @@ def depth_row(depths: dict[str, int], baseline: float, best: float, error: float
 
 
 def promotion_lines(report: dict[str, Any]) -> list[str]:
-    """What the verdict rests on."""
+    """Return the lines of the verdict and of what it rests on."""
     lines = [line for line in (promotion_line(report), test_line(report)) if line]
     transfer, time, horizon = report["transfer"], report["time"], report["horizon"]
     if transfer["value"] is not None:

@@ -27,7 +27,7 @@ COLOURS = {"real": GREEN, "nothing": GREY, "harmful": RED}
 
 
 def draw_ablation(report: dict[str, Any], path: Path) -> None:
-    """What each factor is worth, with its 95 % interval, the largest on top."""
+    """Draw what each factor is worth, with its 95 % interval, the largest on top."""
     factors = sorted(report["factors"], key=lambda each: each["gain"])
     figure = new_figure(10, 1.4 + 0.36 * len(factors))
     axes = figure.subplots()

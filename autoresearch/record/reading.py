@@ -1,5 +1,5 @@
 """
-A search as it lies on disk, read without a lock and without touching anything: beside a running loop, on any branch.
+A search as it is on disk, read without a lock and without a change: also while a loop runs, on any branch.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from autoresearch.text import fail, last_lines
 
 @dataclass(frozen=True)
 class Now:
-    """What goes on at this moment."""
+    """The present state of a search."""
 
     alive: bool = False  # a loop runs
     running: list[Json] = field(default_factory=list)  # number, seed, description, progress
@@ -50,7 +50,7 @@ def read_search(repo: Repository, tag: str) -> tuple[Ledger, Now]:
 
 
 def read_now(ledger: Ledger, undecided: dict[int, str]) -> Now:
-    """What runs: logs that grew since the run before them ended. `undecided`: descriptions, by number."""
+    """Return what runs: logs that grew since the run before them ended. `undecided`: descriptions, by number."""
     if not is_alive(ledger):
         return Now()
     titles = undecided | ({ledger.best.number: f"confirming: {ledger.best.description}"} if ledger.kept else {})
@@ -83,7 +83,7 @@ def modified(path: Path) -> float:
 
 
 def is_alive(ledger: Ledger) -> bool:
-    """Whether the last session goes on: it has not ended, and its process holds the lock."""
+    """Return whether the last session goes on: it has not ended, and its process holds the lock."""
     lock = ROOT / "runs" / "lock"
     if not ledger.sittings or ledger.sittings[-1].reason or not lock.exists():
         return False
@@ -123,7 +123,7 @@ def find_tag(repo: Repository, tag: str | None) -> str:
 
 
 def left_elsewhere(repo: Repository, tag: str) -> str:
-    """Which parts of a search are in another clone only, with the commands that bring them, or "".
+    """Return which parts of a search are in another clone only, with the commands that bring them, or "".
 
     A clone of git's lacks the refs of the experiments, and runs/. home_ref(), which no clone takes
     over, tells such a clone from a working tree whose runs/ was deleted: there the search goes on without it.
@@ -152,7 +152,7 @@ def left_elsewhere(repo: Repository, tag: str) -> str:
 
 
 def profile_path(ledger: Ledger, number: int) -> Path:
-    """Where the profile of an experiment is kept: its train.py does not change any more, so it is made once."""
+    """Return where the profile of an experiment is kept: its train.py does not change any more, so it is made once."""
     return ledger.experiment_folder(number) / "profile.txt"
 
 
@@ -179,7 +179,7 @@ def read_experiment(ledger: Ledger, number: int, what: str) -> str:
 
 
 def read_diffs(ledger: Ledger, numbers: list[int]) -> dict[int, str]:
-    """What these experiments changed in train.py, by number, as far as their refs are there; one git call for all."""
+    """Return the diffs of these experiments by number, as far as their refs are there; one git call for all."""
     there = experiment_refs(ledger.repo, ledger.tag)
     refs = [ledger.ref(number) for number in numbers if number in there]
     if not refs:

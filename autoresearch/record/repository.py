@@ -65,7 +65,7 @@ class Repository:
 
 
 class GitError(Exception):
-    """What git said, in one line, when it could not do what it was asked for."""
+    """Git could not do what it was asked for, and said so in one line."""
 
 
 @contextmanager
@@ -193,8 +193,8 @@ def in_the_way(repo: Repository, wanted: str) -> str:
     if not found:
         return ""
     name = found.removeprefix("refs/heads/")
-    mend = f"git branch -m {name} old-{name.replace('/', '-')}" if name != found else f"git update-ref -d {found}"
-    return f"{name} is in the way of {wanted.removeprefix('refs/heads/')}; do away with that name: {mend}"
+    fix = f"git branch -m {name} old-{name.replace('/', '-')}" if name != found else f"git update-ref -d {found}"
+    return f"{name} is in the way of {wanted.removeprefix('refs/heads/')}; rename or delete it: {fix}"
 
 
 # -----------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def commit_of(repo: Repository, revision: str) -> str:
 
 
 def changed(repo: Repository, name: str) -> bool:
-    """Whether a file differs from the checked-out commit, or is not in it."""
+    """Return whether a file differs from the checked-out commit, or is not in it."""
     return bool(run_git(repo, "status", "--porcelain", "--untracked-files=all", "--ignored", "--", name))
 
 
@@ -227,7 +227,7 @@ def file_at(repo: Repository, commit: str, name: str) -> str:
 
 
 def is_within(repo: Repository, commit: str, ref: str) -> bool:
-    """Whether a commit is in the history of a ref."""
+    """Return whether a commit is in the history of a ref."""
     return run_git(repo, "merge-base", commit, ref, check=False) == commit
 
 
@@ -236,7 +236,7 @@ def experiment_ref(tag: str, number: int) -> str:
 
 
 def repair_ref(tag: str, number: int, attempt: int) -> str:
-    """Where the train.py that crashed is kept when a repair takes its place."""
+    """Return where the train.py that crashed is kept when a repair takes its place."""
     return f"refs/autoresearch-repairs/{tag}/{number:04d}-{attempt}"
 
 
@@ -287,7 +287,7 @@ def committer(repo: Repository) -> str:
 
 
 def same_file(repo: Repository, one: str, other: str, name: str) -> bool:
-    """Whether a file is the same in two commits."""
+    """Return whether a file is the same in two commits."""
     blobs = run_git(repo, "rev-parse", "-q", f"{one}:{name}", f"{other}:{name}", check=False).split()
     return len(blobs) == 2 and blobs[0] == blobs[1]
 

@@ -206,7 +206,7 @@ def facts(status: Json) -> list[tuple[str, str, str]]:
 
 
 def running_tables(status: Json) -> list[Table]:
-    """What runs and waits, and the last rows: the page has these in other places."""
+    """Return the tables of what runs and waits, and of the last rows: the page has these in other places."""
     running = [[*map(each.get, ("number", "seed", "progress", "description"))] for each in status["running"]]
     last = [
         [
@@ -223,7 +223,7 @@ def running_tables(status: Json) -> list[Table]:
 
 
 def found_tables(status: Json) -> list[Table]:
-    """What was tried by category, and what was proved."""
+    """Return the tables of what was tried by category, and of what was proved."""
     counts = [[*map(each.get, ("category", "tried", "kept", "failed"))] for each in status["categories"]]
     return [("by category", ["category", ">tried", ">kept", ">failed"], counts), *proof_tables(status)]
 
@@ -235,6 +235,6 @@ def fact_lines(status: Json) -> list[str]:
 
 
 def status_text(status: Json) -> str:
-    """What a person reads in one look."""
+    """Return what a person reads in one look."""
     tables = [line for table in (*running_tables(status), *found_tables(status)) for line in table_lines(*table)]
     return "\n".join([headline(status), "", *fact_lines(status), *tables])

@@ -65,7 +65,7 @@ def read_gpu(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def read_processes() -> list[str]:
-    """What computes on that GPU: `pid name, MB`. Raises RuntimeError."""
+    """Return what computes on that GPU: `pid name, MB`. Raises RuntimeError."""
     rows = ask("-i", the_gpu(), "--query-compute-apps=pid,process_name,used_memory")
     return [f"{row[0]} {row[1]}, {row[-1]} MB" for row in rows if len(row) >= 3]
 
@@ -79,7 +79,7 @@ def number(text: str) -> float:
 
 
 def slowdown(gpu: dict[str, str]) -> str:
-    """Why the card holds its clock down against its will, or ""."""
+    """Return why the card holds its clock down against its will, or ""."""
     text = gpu["clocks_throttle_reasons.active"]
     bits = int(text, 16) if text.startswith("0x") else 0
     return ", ".join(dict.fromkeys(reason for bit, reason in SLOWDOWNS.items() if bits & bit))
@@ -102,7 +102,7 @@ def find_gpu() -> tuple[str, str]:
 
 
 def is_nvidia(device: Path) -> bool:
-    """Whether a PCI device is an NVIDIA display or 3D controller."""
+    """Return whether a PCI device is an NVIDIA display or 3D controller."""
     with contextlib.suppress(OSError):
         vendor, kind = ((device / name).read_text() for name in ("vendor", "class"))
         return vendor.startswith("0x10de") and kind.startswith("0x03")
@@ -150,7 +150,7 @@ def unusable_gpu(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def torch_error() -> str:
-    """What torch says when it is made to use the GPU, in one line."""
+    """Return what torch says when it is made to use the GPU, in one line."""
     import torch
 
     closed = [str(path) for path in NODES[1].glob("nvidia*") if path.is_char_device() and not os.access(path, os.W_OK)]

@@ -26,7 +26,7 @@ STEPS = 1000  # that its run is given, so that slow steps do not use up the budg
 
 
 def profile_source(source: str) -> str:
-    """This file with a train.py in it: what a run is given in place of that train.py."""
+    """This file with a train.py in it: what a run is given instead of that train.py."""
     return Path(__file__).read_text().replace('SOURCE = ""', f"SOURCE = {source!r}", 1)
 
 
@@ -130,7 +130,7 @@ def peak_memory() -> float:
 
 
 def table(profiler: Any, steps: int) -> list[str]:
-    """Where the time went: kernels on a GPU, operators on a CPU, each without what it called; then the optimizers."""
+    """Return a table of the time: kernels on a GPU, else operators, each without what it called; optimizers last."""
     import torch
 
     on_gpu = torch.cuda.is_initialized()

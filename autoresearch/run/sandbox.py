@@ -51,7 +51,7 @@ LOOP_FILES = ("train.py", "run.log", "proposal.json", "proposal.log", "exchange.
 
 
 def compile_caches(folder: Path, scale: str) -> Path:
-    """Where a run's compiled kernels go. On a GPU runs share them, or each would compile for a minute; at the cpu
+    """The folder of a run's compiled kernels. On a GPU runs share them, or each would compile for a minute; at the cpu
     scale, where a whole model would not be noticed among them, each run has its own."""
     return folder / "compile" if scale == "cpu" else data_root() / "compile"
 
@@ -74,7 +74,7 @@ def shown_to_runs(scale: str) -> list[Path]:
 
 
 def python_folders() -> list[Path]:
-    """Where this Python and its packages are: a virtual environment, its base, a user's site-packages ..."""
+    """Return where this Python and its packages are: a virtual environment, its base, a user's site-packages ..."""
     prefixes = {Path(prefix) for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)}
     prefixes |= {prefix.resolve() for prefix in prefixes} | {Path(sys.executable).resolve().parent.parent}
     packages = {Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))}
@@ -128,7 +128,7 @@ def shared_memory() -> list[str]:
 
 @functools.cache
 def bubblewrap_problem() -> str:
-    """Why bubblewrap can't be used on this machine, or "" if a trial run went well."""
+    """Return why bubblewrap can't be used on this machine, or "" if a trial run went well."""
     if sys.platform != "linux":
         return "bubblewrap needs Linux"
     if not shutil.which("bwrap"):
@@ -171,7 +171,7 @@ def describe(mode: str = "auto", scale: str = "cpu", memory_gb: float | None = N
 
 
 def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> dict[str, int]:
-    """What one run may use up, in bytes and numbers. `memory_gb` None: half the machine's, for all `runs`."""
+    """Return what one run may use up, in bytes and numbers. `memory_gb` None: half the machine's, for all `runs`."""
     memory = int(memory_gb * GB) if memory_gb else machine_memory() // (2 * runs)
     return {
         "processes": PROCESSES,
@@ -187,7 +187,7 @@ def make_limits(scale: str, memory_gb: float | None = None, runs: int = 1) -> di
 def command_line(
     command: list[str], folder: Path, shown: list[Path], caches: Path, mode: str, grace: float, limits: Json
 ) -> list[str]:
-    """What really runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
+    """Return what runs for `command` in `folder`: the guard, in it bubblewrap (unless off), in it the command."""
     if problem := mode_problem(mode):
         raise RuntimeError(problem)
     make_folders([folder / "tmp", *cache_folders(caches)])

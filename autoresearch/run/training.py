@@ -36,7 +36,7 @@ SAFE_VARIABLES = re.compile(
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is made, whatever it trains."""
+    """The options of a run, whatever it trains."""
 
     scale: str
     seed: int
@@ -51,7 +51,7 @@ class RunOptions:
     rows: bool = True  # with bubblewrap: it sees the training rows
     score_seconds: float = 600.0  # that the scorer may take
     test: bool = False  # score the test rows too: of a run that no search decides by
-    limits: dict[str, int] = field(default_factory=dict)  # in place of those that sandbox.make_limits() gives
+    limits: dict[str, int] = field(default_factory=dict)  # instead of those that sandbox.make_limits() gives
 
 
 # -----------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def traceback_in(log: str) -> str:
 def shorten_traceback(text: str, limit: int) -> str:
     """A traceback without frames of libraries, from its middle outwards, until it is within `limit` characters.
 
-    The frames of train.py always stay: they are the ones that its author can mend.
+    The frames of train.py always stay: they are the ones that its author can fix.
     """
     frames = re.split(r'^(?=  File "|\S)', text, flags=re.MULTILINE)  # a frame, or a line of the exception itself
     size, left_out = len(text), set()
@@ -197,7 +197,7 @@ def asked_by_the_clock(folder: Path) -> bool:
 
 
 def read_result(ended: Ended, log: str, kill_after: float) -> RunResult:
-    """What a training's end and log say."""
+    """Return what a training's end and log say."""
     printed, tail = parse_summary(ended.tail), last_lines(ended.tail)
     first = [float(loss) for loss in re.findall(r"\| loss (\d+\.\d+)", log[:20_000])[:FIRST_LOSSES]]
     result = RunResult("ok", ended.seconds, printed=printed, tail=tail, losses=parse_losses(log), first_losses=first)

@@ -1,4 +1,4 @@
-"""The verbs of the command line beside the search itself. Each is imported when it is asked for, and no other."""
+"""The verbs of the command line, next to the search itself. Each is imported only when it is asked for."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ def run_verb(words: list[str]) -> None:
 
 @contextlib.contextmanager
 def command_line(short: bool = False) -> Iterator[None]:
-    """What a person sees of a command: its output, and one line where it cannot go on."""
+    """Show a command's output, and one line if it cannot go on."""
     use_utf8()
     try:
         with short_look() if short else long_look():

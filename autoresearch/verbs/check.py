@@ -51,7 +51,7 @@ def said(check: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def cheap_lines(args: argparse.Namespace) -> Iterator[Line]:
-    """What a search asks for before it starts, and the disk."""
+    """Check what a search checks before it starts, and the disk."""
     repo, problem = said(lambda: open_repository(ROOT))
     if problem:
         yield Line("git", "wrong", *split(problem))
@@ -97,7 +97,7 @@ def cost_of_a_proposal() -> float | None:
 
 
 def estimate_line(hours: float, seconds: float, settings: Settings, proposer: str) -> Line:
-    """How many experiments of so many seconds the hours have room for, and what they cost, where a cost is known."""
+    """Estimate how many experiments the hours have room for, and their cost if it is known. `seconds`: of a run."""
     runs = int(hours * 3600 / seconds)
     experiments = max(0, runs - 1 - settings.keep.baseline_repeats - 2 * settings.keep.confirm_runs)
     text = f"{hours:g} h have room for {plural(runs, 'run')} of {seconds:.0f} s: "
@@ -146,7 +146,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="agent_loop.py check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hours", type=float, default=8.0, help="estimate for so many hours (default: 8)")
+    parser.add_argument("--hours", type=float, default=8.0, help="estimate for this many hours (default: 8)")
     parser.add_argument("--tag", help="the search that is meant (default: the one that would go on or begin)")
     parser.add_argument(
         "--proposer", choices=PROPOSERS, default="anthropic", help="who will propose (default: anthropic)"

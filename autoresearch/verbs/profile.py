@@ -1,5 +1,5 @@
 """
-Where does a step's time go: a profile of an experiment, made in a slot between two runs and kept beside its runs.
+Show where the time of a step goes: a profile of an experiment, made in a slot between two runs and kept with its runs.
 
     python agent_loop.py profile                     # of the best
     python agent_loop.py profile --experiment 12
@@ -26,7 +26,7 @@ from autoresearch.text import fail, one_line
 
 def make_profile(session: Session, ledger: Ledger, number: int) -> None:
     """Run the steps here and now. Ends the program with one line if they cannot be profiled."""
-    folder = ledger.experiment_folder(number) / "profile"  # beside the experiment's runs
+    folder = ledger.experiment_folder(number) / "profile"  # next to the experiment's runs
     source = profile_source(ledger.source_of(number))
     task = Task(f"profile of experiment {number}", source, session.options.seed, "profile", steps=STEPS)
     results = run_all(Bench(session, [Slot()], lambda task: folder), [task])

@@ -67,7 +67,7 @@ def show_turn(number: int, turn: dict[str, Any]) -> None:
 
 
 def show_words(messages: list[dict[str, Any]]) -> None:
-    """What the model thought (as a summary), said and called."""
+    """Print the model's thoughts (as a summary), words and calls."""
     for block in (block for message in messages if message["role"] == "assistant" for block in message["content"]):
         text = block.get("thinking") or block.get("text") or ""
         if text.strip():

@@ -1,5 +1,5 @@
 """
-What `ablate` and `promote` begin and end with: a search, a bench for runs of their own, a report and its picture.
+The beginning and the end of `ablate` and `promote`: a search, a bench for runs of their own, a report and its picture.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def check_search(ledger: Ledger, scale: str) -> None:
 
 
 def make_trials(session: Session, ledger: Ledger, folder: Path) -> Trials:
-    """What earlier calls left, and what the search knows."""
+    """Return the trials, with what earlier calls left and what the search knows."""
     options, budget = session.options, session.options.time_budget
     overhead = max(limits.run_seconds(ledger, budget) - budget, 0.2 * budget, 5.0)
     trials = Trials(ledger, session.log, folder, options.scale, options.seed, budget, overhead)
@@ -95,7 +95,7 @@ def make_runs(bench: Bench, trials: Trials, tasks: Sequence[Task]) -> None:
 
 
 def lines(bench: Bench, trials: Trials, total: int) -> list[str]:
-    """What runs now, and how much is to come."""
+    """Return what runs now, and how much is to come."""
     seconds = sum(seconds_of(trials, task) for task in bench.tasks) / len(bench.slots)
     done = total - len(bench.tasks) - len(bench.running)
     return [f"{done} of {total} runs done, {duration(seconds)} to go after these", *slot_lines(bench)]

@@ -33,7 +33,7 @@ FALL_BACK = re.compile(r"^(.+) failed \((.*)\); using (.+)$", re.M)  # a line of
 
 @dataclass(frozen=True)
 class Line:
-    """What was found out about one thing."""
+    """The finding about one thing."""
 
     name: str
     state: str  # ok; slow: it works, but not as well as it could; wrong
@@ -61,7 +61,7 @@ def short_run(session: Session) -> Iterator[Line]:
 
 
 def card_lines() -> Iterator[Line]:
-    """What nvidia-smi says."""
+    """Report what nvidia-smi says."""
     try:
         card, others = gpu.read_gpu(), gpu.read_processes()
     except RuntimeError as error:
@@ -92,7 +92,7 @@ def card_lines() -> Iterator[Line]:
 
 
 def look_from_inside(options: RunOptions) -> tuple[dict[str, Any], str]:
-    """What probe.py found out in place of a training, or why it found nothing."""
+    """Return what probe.py found out instead of a training, or why it found nothing."""
     variables = {"PROBE_CHECKOUT": str(ROOT), "PROBE_PROCESS": str(os.getpid())}
     options = replace(options, environment=variables)
     result = run_training(Path(gpu.__file__).with_name("probe.py").read_text(), FOLDER / "inside", options)
@@ -139,7 +139,7 @@ def speed_lines(seen: dict[str, Any]) -> Iterator[Line]:
 
 
 def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
-    """Whether what should be hidden from a run is hidden."""
+    """Return whether what should be hidden from a run is hidden."""
     shown = [what for what in ("checkout", "network", "processes") if seen[f"sees_{what}"]]
     lines = sandbox.describe(options.sandbox, options.scale, options.memory_gb)
     if lines[0].startswith("sandbox: none"):
@@ -155,7 +155,7 @@ def sandbox_line(seen: dict[str, Any], options: RunOptions) -> Line:
 
 
 def training_lines(session: Session, options: RunOptions, seen: dict[str, Any]) -> Iterator[Line]:
-    """What comes of a short run of train.py as it lies there, made and judged as in a search."""
+    """Run some steps of train.py as it is on disk, made and judged as in a search, and report on them."""
     source = (ROOT / "train.py").read_text()
     if problem := audit_source(source, source):
         yield Line("train.py", "wrong", problem, "git restore train.py")
@@ -231,7 +231,7 @@ def budget_line(speed: float, printed: dict[str, float], budget: int) -> Line:
 
 
 def overhead_line(result: RunResult, folder: Path, options: Options) -> Line:
-    """What a run takes besides its training, of it the scorer, which does all its work in a short run too."""
+    """Return what a run takes besides its training, of it the scorer, which does all its work in a short run too."""
     record = trust.read_record(folder)
     assert record, "believe() has seen it"
     trained = trust.elapsed(record, "clock_started", "evaluated", "wall")

@@ -193,7 +193,7 @@ def test_the_lock_of_a_killed_loop_is_taken_over(repo):
     first.kill()
     first.communicate()
     done = run_loop(repo, "--experiments", "1", "--command", proposer_script(repo, [set_level(1.9)]))
-    assert f"(process {first.pid} on {os.uname().nodename}) ended without a word" in done.stdout
+    assert f"(process {first.pid} on {os.uname().nodename}) was killed; taking over its lock" in done.stdout
     again = run_loop(repo, "--experiments", "1", "--command", "false")
     assert "without a word" not in again.stdout
 
