@@ -349,7 +349,7 @@ def orthogonalize(G):
 def muon_update(grads, params, momentum_buffer, second_moment, momentum, lr, weight_decay):
     """One Muon step on a stack (n, rows, columns) of square or tall matrices, in place.
 
-    The rate is (n, 1, 1); momentum and decay are tensors too: as numbers, each new value would be compiled again.
+    The rate is (n, 1, 1); momentum and decay are tensors too: as numbers, each new value would be compiled anew.
     """
     momentum_buffer.lerp_(grads, 1 - momentum)
     update = orthogonalize(grads.lerp(momentum_buffer, momentum))  # Nesterov
@@ -449,7 +449,7 @@ if device == "cuda":
 else:
     torch.set_num_threads(1)  # two threads stall each other as soon as anything else runs
     autocast = nullcontext()
-    with suppress(AttributeError):  # glibc only: keep freed memory, as faulting it in again was a quarter of a step
+    with suppress(AttributeError):  # glibc only: keep freed memory, as faulting it in anew was a quarter of a step
         ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
 

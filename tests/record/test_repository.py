@@ -279,7 +279,7 @@ def test_a_ref_in_the_way_is_named_with_the_way_out(folder, there):
     run_git(repo, "update-ref", there, "HEAD")
     said = next(filter(None, (in_the_way(repo, ref) for ref in wanted)))
     assert f"{there.removeprefix('refs/heads/')} is in the way of " in said
-    subprocess.run(said.partition("that name: ")[2], shell=True, cwd=folder, check=True)
+    subprocess.run(said.partition("delete it: ")[2], shell=True, cwd=folder, check=True)
     for ref in wanted:
         assert not in_the_way(repo, ref)
         run_git(repo, "update-ref", ref, "HEAD")
