@@ -83,11 +83,13 @@ def processes_below(top: int) -> dict[int, tuple[float, bool]]:
 
 def note_work(plan: Plan, pids: dict[int, tuple[float, bool]]) -> None:
     """Note the CPU time of each process: the kernel forgets those that nobody waits for. One that is new and at work
-    stands for others like it, which came and went since the last look."""
-    now = time.monotonic()
+    stands for others like it, which came and went since the last look, with its share of the cores."""
+    now, used = time.monotonic(), plan["used"]
     for pid, (seconds, at_work) in pids.items():
-        before = plan["used"].get(pid, now - plan["looked"] if at_work else 0.0)
-        plan["used"][pid] = max(before, seconds)
+        if at_work and pid not in used:
+            ready = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])  # this process is one
+            seconds = max(seconds, (now - plan["looked"]) * min(1.0, (os.cpu_count() or 1) / ready))
+        used[pid] = max(used.get(pid, 0.0), seconds)
     plan["looked"] = now
 
 
