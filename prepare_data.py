@@ -342,7 +342,7 @@ def training_clock() -> float:
                 RECORD.write_text(json.dumps(noted | {"again": True}))
             os._exit(AGAIN)
         if noted["batches"]:
-            print(f"the first {noted['batches']} batches, before the clock, held tokens by chance", flush=True)
+            print(f"the batches before the clock held tokens by chance: {noted['batches']}", flush=True)
     noted["clock_reads"] = noted.get("clock_reads", 0) + 1
     return time.perf_counter() if on_gpu else paced_seconds()
 

@@ -85,7 +85,7 @@ def test_batches_of_chance_before_the_clock_are_told(tokenizer, monkeypatch, cap
     next(make_dataloader(tokenizer, 8, MAX_SEQ_LEN, "train"))
     prepare_data.training_clock()
     prepare_data.training_clock()
-    assert capsys.readouterr().out == "the first 1 batches, before the clock, held tokens by chance\n"
+    assert capsys.readouterr().out == "the batches before the clock held tokens by chance: 1\n"
 
 
 def test_batches(tokenizer, started):
