@@ -49,7 +49,7 @@ from autoresearch.loop.live import Drawing, announce, live_lines
 from autoresearch.loop.origin import find_origin
 from autoresearch.loop.proposers import PROPOSERS, answered, gives_up, propose, take_answer
 from autoresearch.loop.session import MOST_FAULTS, Session, note_start, notify, reload_program
-from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session, take_budget
+from autoresearch.loop.start import add_slots, check_arguments, default_tag, locked, make_session
 from autoresearch.machine import cores
 from autoresearch.nouns import Experiment, Proposal, RunResult, Task
 from autoresearch.process import stop_on_signals
@@ -245,7 +245,6 @@ def parse_arguments() -> argparse.Namespace:
         args.experiments = args.experiments or DEMO_EXPERIMENTS
         args.slots = args.slots or min(4, cores())
         args.tag = args.tag or "demo"
-    take_budget(args)
     args.proposer = args.proposer or ("command" if args.command else "constants" if args.demo else "anthropic")
     return args
 

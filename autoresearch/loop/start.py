@@ -57,7 +57,7 @@ def check_arguments(args: Namespace) -> None:
     check_session_arguments(args)
     if args.proposer == "command" and not args.command:
         fail("--proposer command needs --command '...'")
-    check_least(args, experiments=1, max_cost=0)
+    check_least(args, experiments=1, max_cost=0, budget=1)
 
 
 def check_least(args: Namespace, **least: int) -> None:
@@ -83,12 +83,6 @@ def check_session_arguments(args: Namespace) -> None:
     if sum(option is not None for option in (args.gpus, args.slots, args.ray)) > 1:
         fail("--gpus, --slots and --ray exclude each other: give one of them")
     check_least(args, slots=1)
-
-
-def take_budget(args: Namespace) -> None:
-    """Hand --budget to prepare_data.py, which reads the environment when it is imported."""
-    check_least(args, budget=1)
-    os.environ |= {"AUTORESEARCH_BUDGET": str(args.budget)} if args.budget else {}
 
 
 def add_slots(parser: ArgumentParser) -> None:
@@ -199,14 +193,14 @@ def make_session(args: Namespace, repo: Repository, started: float) -> Session:
     """Check everything, then put the session together; nothing is touched yet."""
     for check in needs(args, repo).values():
         check()
-    session = new_session(args, started, "loop.log")
+    session = new_session(args, started, "loop.log", args.budget)
     session.asked, session.started = session.options, started
     set_limits(session)
     return session
 
 
-def new_session(args: Namespace, started: float, log_name: str) -> Session:
-    """The session of a command line whose parts were checked."""
+def new_session(args: Namespace, started: float, log_name: str, budget: int | None = None) -> Session:
+    """The session of a command line that was checked. `budget`: of its runs, else the search's or the scale's."""
     import prepare_data
 
     args = Namespace(**NOT_ASKED | vars(args))
@@ -221,7 +215,7 @@ def new_session(args: Namespace, started: float, log_name: str) -> Session:
         deadline=started + args.hours * 3600 if args.hours else math.inf,
         scale=prepare_data.SCALE,
         seed=prepare_data.SEED,
-        time_budget=before or prepare_data.TIME_BUDGET,  # a search goes on with its own, like the demo's
+        time_budget=budget or before or prepare_data.TIME_BUDGET,
         steps=prepare_data.STEPS,
         max_seq_len=prepare_data.MAX_SEQ_LEN,
         vocab_size=prepare_data.SCALES[prepare_data.SCALE].vocab_size,

@@ -128,7 +128,8 @@ def all_lines(args: argparse.Namespace) -> Iterator[Line]:
     if wrong & {"git", "program.md", "scale", "prepared data", "disk"}:
         yield Line("short run", "wrong", "train.py was not tried", "fix what is wrong above first")
         return
-    session = start.new_session(argparse.Namespace(**vars(args) | {"tag": "check"}), time.monotonic(), "check.log")
+    asked = argparse.Namespace(**vars(args) | {"tag": "check"})
+    session = start.new_session(asked, time.monotonic(), "check.log", args.budget)
     session.options = dataclasses.replace(session.options, steps=STEPS)
     for line in short_run(session):
         yield line
@@ -157,7 +158,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.ray, args.demo = None, False
     start.check_tag(args.tag)
-    start.take_budget(args)
+    start.check_least(args, budget=1)
     if not args.hours > 0:
         start.fail(f"--hours {args.hours} is not more than 0")
     return args
