@@ -167,16 +167,28 @@ START_LIMIT = env_int("AUTORESEARCH_START_LIMIT", 0)  # 0: none
 AGAIN = 75  # the exit code that asks for another start
 process_times, cpu_seconds = os.times, time.process_time  # bound here: a train.py might replace those
 noted: dict[str, Any] = {"batches": 0, "training_tokens": 0}
-pace = {"cpu": 0.0, "seconds": 0.0, "look": math.inf, "looked": -1.0}  # the clock of the cpu scale
-PACE_SECONDS = 0.043  # CPU time of look() on the machine that the cpu scale was made on
-PACE_EVERY = 0.3  # CPU seconds between two looks at how fast the machine is now
+pace = {
+    "cpu": 0.0,
+    "spent": 0.0,
+    "looks": 0.0,
+    "looking": 0.0,
+    "looked": 0.0,
+    "seconds": 0.0,
+}  # of the cpu scale's clock
+PACE_SECONDS = 0.0287  # CPU time of look() on the machine that the cpu scale was made on
+PACE_EVERY = 0.2  # CPU seconds between two looks at how fast the machine is now
 
 
 def paced_seconds() -> float:
-    """CPU time of this process, in seconds of the machine that the cpu scale was made on; 0 until look_at_pace()."""
+    """CPU time of this process, in seconds of the machine that the cpu scale was made on; 0 until look_at_pace().
+
+    All of it by the mean of all looks: a ratio of sums, which neither bursts nor the noise of single looks move.
+    """
     now = cpu_seconds()
-    pace["seconds"] += (now - pace["cpu"]) * PACE_SECONDS / pace["look"]
+    pace["spent"] += now - pace["cpu"]
     pace["cpu"] = now
+    if pace["looks"]:
+        pace["seconds"] = max(pace["seconds"], pace["spent"] * PACE_SECONDS * pace["looks"] / pace["looking"])
     return pace["seconds"]
 
 
@@ -204,24 +216,36 @@ def torch_as_it_is_at_first() -> Iterator[None]:
 
 
 def look() -> float:
-    """CPU seconds that a fixed piece of work takes now: like a training step, also in the memory that it needs. So what
-    neighbours do to caches and memory slows both by as much: up to twice, from one second to the next."""
+    """CPU seconds that a fixed piece of work takes now: a step of a small transformer, forward and backward. So what
+    neighbours do to core, caches and memory slows it as much as a training: up to twice, from second to second."""
     import torch
 
     with torch_as_it_is_at_first():
-        hidden, weight = (torch.linspace(-1, 1, n * 64).view(n, 64).requires_grad_() for n in (2048, 1024))
+        table, qkv, mlp, head = (
+            torch.linspace(-1, 1, n * 64).view(n, 64).requires_grad_() for n in (1024, 192, 256, 1024)
+        )
+        ids = torch.arange(512).view(4, 128)
         started = cpu_seconds()
-        logits = 15 * torch.tanh(hidden @ weight.T / 15)
-        torch.nn.functional.cross_entropy(logits, torch.arange(2048) % 1024).backward()
+        x = table[ids]
+        for _ in range(2):
+            q, k, v = (x * x.square().mean(-1, True).rsqrt() @ qkv.T).view(4, 128, 3, 2, 32).permute(2, 0, 3, 1, 4)
+            x = x + ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(4, 128, 64)
+            x = x + (x * x.square().mean(-1, True).rsqrt() @ mlp.T).relu().square() @ mlp
+        logits = 15 * torch.tanh(x.flatten(0, 1) @ head.T / 15)
+        torch.nn.functional.cross_entropy(logits, ids.flatten()).backward()
         return cpu_seconds() - started
 
 
 def look_at_pace() -> None:
-    """See how fast the machine is now, which counts as no time. One look alone is noisy: the mean with those before."""
+    """See how fast the machine is now, which counts as no time."""
+    if not pace["looks"]:
+        look()  # the first one takes longer
+        pace["cpu"], pace["spent"] = cpu_seconds(), 0.0
     paced_seconds()
-    if pace["cpu"] - pace["looked"] >= PACE_EVERY or pace["look"] == math.inf:
-        pace["look"] = ((pace["look"] if pace["look"] < math.inf else look()) + look()) / 2
-        pace["cpu"] = pace["looked"] = cpu_seconds()
+    if not pace["looks"] or pace["spent"] - pace["looked"] >= PACE_EVERY:
+        pace["looking"] += look()
+        pace["looks"] += 1
+        pace["cpu"], pace["looked"] = cpu_seconds(), pace["spent"]
 
 
 def note_first(event: str) -> None:

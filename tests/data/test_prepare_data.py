@@ -151,9 +151,10 @@ def test_what_a_compiler_took_counts_as_time_before_the_clock(monkeypatch):
 
 @pytest.mark.slow
 def test_where_the_same_work_takes_longer_the_clock_runs_slower(monkeypatch):
-    normal = busy(1.0)
-    monkeypatch.setattr(prepare_data, "PACE_SECONDS", prepare_data.PACE_SECONDS / 3)
-    prepare_data.pace["looked"] = -1.0
+    monkeypatch.setattr(prepare_data, "pace", dict.fromkeys(prepare_data.pace, 0.0))
+    normal, look = busy(1.0), prepare_data.look
+    monkeypatch.setattr(prepare_data, "pace", dict.fromkeys(prepare_data.pace, 0.0))
+    monkeypatch.setattr(prepare_data, "look", lambda: 3 * look())
     assert busy(1.0) == pytest.approx(normal / 3, rel=0.5)
 
 
