@@ -250,8 +250,10 @@ def propose_by_command(context: Context) -> Proposal:
     if ended.how != "exit":
         raise ProposalFailed(f"the command took too long: {ended.how} after {ended.seconds:.0f} s")
     printed = one_line(last_lines(ended.tail, 1))
-    if ended.code != 0:
-        raise Fault(f"the command ended with code {ended.code}: {printed[-300:]}")
+    if ended.code != 0:  # in a repair that may be all that it has to say
+        gives_up = context.crash and not OUTAGE.search(last_lines(ended.tail, 5))
+        problem = f"the command ended with code {ended.code}: {printed[-300:]}"
+        raise ProposalFailed(problem) if gives_up else Fault(problem)
     keep_notebook(context, given["notebook.md"], work / "notebook.md")
     if touched := sorted(other_changes(work, given)):
         context.log(f"      the command also touched {', '.join(touched[:5])}: dropped")

@@ -208,17 +208,27 @@ def test_what_an_agent_leaves_undone_is_said(tmp_path, command, message):
         propose_by_command(make_context(tmp_path, command=command))
 
 
+@pytest.mark.parametrize(
+    ("command", "passes"),
+    [("echo it cannot work; exit 1", False), ("echo usage limit reached; exit 1", True), ("no-such-agent", True)],
+)
+def test_a_repair_is_given_up_by_a_command_that_fails_but_in_an_outage(tmp_path, command, passes):
+    crash = Crash(1, STUB.replace("LEVEL = 2.0", "LEVEL = oops"), "NameError: name 'oops' is not defined", 1)
+    with pytest.raises(ProposalFailed, match="ended with code") as caught:
+        propose_by_command(make_context(tmp_path, command=command, crash=crash))
+    assert isinstance(caught.value, Fault) == passes
+
+
 def test_the_recipes_are_shell(tmp_path):
     """Their quotes end where they should: the shell takes them apart as meant (the agents themselves are not here)."""
     page = (ROOT / "docs/command.md").read_text()
-    lines = [
-        line.strip() for line in page.splitlines() if line.strip().startswith(("claude -p", "codex exec", "aider "))
-    ]
-    assert len(lines) == 3
+    agents = ("claude -p", "codex exec", "aider ", "gemini ", "opencode run")
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    ") and line.strip().startswith(agents)]
+    assert len(lines) == len(agents)
     for line in lines:
         name = line.split()[0]
         (tmp_path / name).write_text('#!/bin/sh\nfor word; do echo "[$word]"; done\n')
         (tmp_path / name).chmod(0o755)
         env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         said = subprocess.run(["/bin/sh", "-c", line], env=env, capture_output=True, text=True, check=True).stdout
-        assert "README.md" in said and said.count("[") >= 4
+        assert "README.md" in said and said.count("[") >= 3
