@@ -31,6 +31,7 @@ REMOVED += ["keep.max_runs", "keep.simpler_statements", "keep.equal", "keep.susp
 Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 Sandbox = Literal["auto", "on", "off"]
+Cache = Literal["1h", "5m", "off"]
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -75,6 +76,13 @@ class Settings(Group):
         "that are not Claude need it",
     )
     max_tokens: OneOrMore | None = setting(None, "tokens of one answer at most, thinking included. null: 32,000")
+    cache: Cache = setting(
+        "1h",
+        "how long the API is asked to keep the prompt: `1h`, `5m`, or `off` for servers that know no cache_control",
+    )
+    inference_geo: str | None = setting(
+        None, "where the API may compute, as `us`, for 1.1 times the price. null: as the workspace is set"
+    )
     max_turns: OneOrMore = setting(40, "replies of the model for one proposal; then the proposal counts as failed")
     repairs: Count = setting(2, "how many times a crashed experiment is sent back for repair")
     hours: Amount | None = setting(

@@ -25,7 +25,7 @@ from autoresearch.propose.brief import NOTE_CHARACTERS, NOTEBOOK_CHARACTERS, Sec
 from autoresearch.propose.context import CannotPropose, Context, Crash, ProposalFailed, Refused
 from autoresearch.propose.history import FULL, clean, thinned, untrusted
 from autoresearch.propose.models import make_client
-from autoresearch.propose.tools import ToolError, argument, checked, edit_text, made_proposal
+from autoresearch.propose.tools import ToolError, argument, checked, edit_text, made_proposal, tools_for
 from autoresearch.text import one_line
 
 READ_CHARACTERS = 12_000  # of what read_experiment shows
@@ -250,6 +250,7 @@ def save(conversation: Conversation, outcome: str = "") -> None:
         "cost": sum(turn["usage"]["cost"] for turn in conversation.turns),
         "turns": conversation.turns,
         "system": conversation.system,
+        "tools": conversation.tools,
         "messages": conversation.messages,
     }
     replace_file(exchange_path(context), json.dumps(record, indent=1))
@@ -257,7 +258,7 @@ def save(conversation: Conversation, outcome: str = "") -> None:
 
 def begin(context: Context, full: int) -> Conversation:
     """A new conversation, in which `full` experiments have a line each."""
-    return Conversation(context, context.start, *first_prompt(context, full))
+    return Conversation(context, context.start, *first_prompt(context, full), tools_for(context))
 
 
 def resume(context: Context) -> Conversation | None:
@@ -268,7 +269,8 @@ def resume(context: Context) -> Conversation | None:
     record = json.loads(path.read_text())
     if record["model"] != context.settings.model or record["outcome"] != "submitted":
         return None
-    conversation = Conversation(context, context.crash.source, record["system"], record["messages"], record["turns"])
+    told = record["system"], record["messages"], record.get("tools") or tools_for(context)  # older ones kept no tools
+    conversation = Conversation(context, context.crash.source, *told, record["turns"])
     say(conversation, crash_text(context, context.crash))
     return conversation
 

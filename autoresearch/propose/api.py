@@ -28,8 +28,8 @@ from autoresearch.propose.models import (
     price_problem,
     priced,
     prices_of,
+    retirement,
 )
-from autoresearch.propose.tools import tools_for
 from autoresearch.settings import Settings
 from autoresearch.text import one_line
 
@@ -56,6 +56,15 @@ ON_HOLD = ("organization_on_hold", "linked_organization_billing_unavailable")
 SPENT_WORDS = r"usage limit|spend(ing)? limit|credit balance"
 
 
+# Fields of ours that a server may not take, as its errors name them, and the setting that changes or drops each.
+FIELDS = {
+    r"\bttl\b|cache_control": "`cache: 5m` or `cache: off`",
+    r"output_config|\beffort\b|\bthinking\.\w|adaptive|\bstrict\b": "`effort: null`",
+    r"inference_geo": "`inference_geo: null`",
+    r"\bmax_tokens\b": "another `max_tokens:`",
+}
+
+
 class BeginAgain(Exception):
     """This conversation cannot go on; a new one may. `shorter`: with less history."""
 
@@ -72,6 +81,7 @@ class Conversation:
     source: str  # train.py as it is edited so far
     system: list[Any]
     messages: list[Any]
+    tools: list[Json]
     turns: list[Json] = field(default_factory=list)  # of every answer: how it ended, what it cost
     usage: Usage = field(default_factory=Usage)  # of this proposal; earlier attempts at it were booked before
     proposal: Proposal | None = None  # once it is submitted
@@ -92,13 +102,27 @@ def request(conversation: Conversation) -> Json:
         "model": settings.model,
         "max_tokens": settings.max_tokens or MAX_TOKENS,
         "system": conversation.system,
-        "tools": tools_for(conversation.context),
-        "messages": [*before, last | {"content": [*blocks, marked]}],
+        "tools": conversation.tools,
+        "messages": [with_cache(each, settings.cache) for each in [*before, last | {"content": [*blocks, marked]}]],
     }
+    if settings.inference_geo:
+        sent["inference_geo"] = settings.inference_geo
     if settings.effort is None:
         return sent
     thinking = {"type": "adaptive", "display": "summarized"}  # the reasons are in the transcript; it costs the same
     return sent | {"thinking": thinking, "output_config": {"effort": settings.effort}}
+
+
+def with_cache(message: Json, cache: str) -> Json:
+    """A message whose marks for the API's cache are as program.md wants them."""
+    if cache == "1h":
+        return message
+    mark = {"cache_control": {"type": "ephemeral"}} if cache == "5m" else {}
+    content = [
+        {name: block[name] for name in block if name != "cache_control"} | (mark if "cache_control" in block else {})
+        for block in message["content"]
+    ]
+    return message | {"content": content}
 
 
 def stream_reply(client: Any, conversation: Conversation) -> Any:
@@ -116,6 +140,9 @@ def stream_reply(client: Any, conversation: Conversation) -> Any:
                 reply = stream.current_message_snapshot
                 characters += delta_size(event)
                 context.used = conversation.usage + priced_so_far(conversation, reply, characters)
+        except (AttributeError, TypeError) as error:  # the SDK takes what it needs for granted
+            problem = f"{type(error).__name__}: {one_line(str(error))[:150]}"
+            raise Fault(f"the server's answer is not complete, `usage` may be missing: {problem}") from error
         except ValueError as error:
             context.log(f"the model's answer cannot be read: {one_line(str(error))[:200]}")
             return None
@@ -160,14 +187,14 @@ def watched(response: Any, context: Context) -> Iterator[None]:
 def priced_so_far(conversation: Conversation, reply: Any, characters: int) -> Usage:
     """What an answer costs; before its end is there, at least what its characters do."""
     least = 0 if reply.stop_reason else round(characters / CHARACTERS_PER_TOKEN)
-    return priced(reply.usage, conversation.context.settings, least)
+    return priced(getattr(reply, "usage", None), conversation.context.settings, least)
 
 
 def book(conversation: Conversation, reply: Any, request_id: str | None, characters: int, seconds: float) -> None:
     """Add what an answer cost to the bill and to the record."""
     usage = priced_so_far(conversation, reply, characters)
     details = {"stop_details": reply.stop_details.to_dict()} if reply.stop_details else {}
-    thinking = getattr(getattr(reply.usage, "output_tokens_details", None), "thinking_tokens", None)
+    thinking = getattr(getattr(getattr(reply, "usage", None), "output_tokens_details", None), "thinking_tokens", None)
     turn = {"request_id": request_id, "stop_reason": reply.stop_reason, "seconds": round(seconds, 1)}
     conversation.turns.append(turn | {"usage": vars(usage), "thinking_tokens": thinking} | details)
     conversation.usage += usage
@@ -231,10 +258,12 @@ def raise_for_good(error: Any, problem: str) -> None:
         raise CannotPropose(f"{problem}; raise the spend limit in the Console, or wait until it is reset") from error
     if status in (401, 402, 403, 404) or error.error_code in ON_HOLD:
         raise CannotPropose(f"{problem}; check the key, its credit and `model:` in program.md") from error
-    if status == 400 and "not supported" in problem:
-        raise CannotPropose(f"{problem}; change `model:`, `effort:` or `max_tokens:` in program.md") from error
+    too_long = status == 413 or re.search(r"too long|context (window|limit|length|size)", problem)
+    setting = next((each for field, each in FIELDS.items() if re.search(field, problem)), "")
+    if status in (400, 422) and not too_long and (setting or "not supported" in problem):
+        setting = setting or "another `model:`, `effort:` or `max_tokens:`"
+        raise CannotPropose(f"{problem}; set {setting} in program.md") from error
     if status in (400, 413, 422):
-        too_long = status == 413 or re.search(r"too long|context (window|limit|length|size)", problem)
         raise BeginAgain(problem, shorter=bool(too_long)) from error
     if status not in (408, 409, 429) and status < 500:
         raise Fault(problem) from error
@@ -295,5 +324,5 @@ def check_model(settings: Settings) -> list[str]:
     else:
         if problem := misfit(info, settings):
             raise CannotPropose(problem)
-        return said
+        return said + retirement(info, settings)
     return [*said, f"{problem}; the search begins, and asks again when it needs a proposal"]

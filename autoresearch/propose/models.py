@@ -58,6 +58,8 @@ def address_problem() -> str:
 
 def misfit(info: Any, settings: Settings) -> str:
     """What of the settings the model does not take, by what the API says of it, or "". Nothing said: taken to fit."""
+    if getattr(info, "lifecycle", "") == "retired":
+        return f"{settings.model} is retired and answers no more; set another `model:`"
     if settings.max_tokens and isinstance(info.max_tokens, int) and settings.max_tokens > info.max_tokens:
         return f"`max_tokens: {settings.max_tokens}`: {settings.model} gives {info.max_tokens} at most"
     if settings.effort is None:
@@ -67,6 +69,14 @@ def misfit(info: Any, settings: Settings) -> str:
     if supported(info, "effort") is False or supported(info, "effort", settings.effort) is False:
         return f"{settings.model} does not take `effort: {settings.effort}`; set another, or `effort: null`"
     return ""
+
+
+def retirement(info: Any, settings: Settings) -> list[str]:
+    """That a model is about to be retired, for the start of a search."""
+    if getattr(info, "lifecycle", "") != "deprecated":
+        return []
+    day = getattr(info, "retires_at", None)
+    return [f"{settings.model} is deprecated, and retires {f'on {day:%Y-%m-%d}' if day else 'on a day not named yet'}"]
 
 
 def supported(info: Any, *names: str) -> bool | None:
@@ -90,6 +100,7 @@ PRICES = {
     "claude-sonnet-5-5": Prices(input=2, output=10, cache_read=0.1, cache_write=4),
     "claude-haiku-5-5": Prices(input=0.1, output=0.5, cache_read=0.01, cache_write=0.2),
 }
+US_FACTOR = 1.1  # of all prices, where inference_geo is us
 LONG_PROMPT = 100_000  # tokens; beyond them these models cost another price, for all tokens of the request
 PRICES_OF_LONG = {"claude-haiku-5-5": Prices(input=0.5, output=2.5, cache_read=0.05, cache_write=1)}
 
@@ -117,6 +128,8 @@ def price_problem(settings: Settings) -> str:
 
 def priced(usage: Any, settings: Settings, output: int = 0) -> Usage:
     """An API usage record as ours, with its cost. `output`: tokens that came at least, where the record is cut off."""
+    if usage is None:  # a server of one's own need not count
+        return Usage(output=output)
     read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
     lifetimes = getattr(usage, "cache_creation", None)
     brief = min(written, getattr(lifetimes, "ephemeral_5m_input_tokens", 0) or 0)
@@ -126,7 +139,7 @@ def priced(usage: Any, settings: Settings, output: int = 0) -> Usage:
         return counts
     cost = prices.input * counts.input + prices.output * counts.output + prices.cache_read * read
     cost += prices.cache_write * (written - brief) + prices.cache_write_5m * brief
-    return counts + Usage(cost=cost / 1e6)
+    return counts + Usage(cost=cost / 1e6 * (US_FACTOR if settings.inference_geo == "us" else 1))
 
 
 def cost_line(settings: Settings, proposals: float, measured: list[float]) -> str:

@@ -84,7 +84,10 @@ SUBMIT = tool(
 
 
 def tools_for(context: Context) -> list[Json]:
-    return [EDITOR, READ, CHECK, SUBMIT] if context.check else [EDITOR, READ, SUBMIT]
+    """Their definitions; with `effort: null`, which is for models that are not Claude, without `strict`."""
+    tools = [EDITOR, READ, CHECK, SUBMIT] if context.check else [EDITOR, READ, SUBMIT]
+    unknown = {"strict"} if context.settings.effort is None else set()
+    return [{name: tool[name] for name in tool if name not in unknown} for tool in tools]
 
 
 class ToolError(Exception):

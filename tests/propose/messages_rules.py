@@ -24,7 +24,7 @@ MODELS = {
     "claude-fable-5-1": {"max_tokens": 128_000, "adaptive": True, "efforts": EFFORTS},
     "claude-haiku-4-5": {"max_tokens": 64_000, "adaptive": False, "efforts": ()},
 }
-KEYS = {"model", "max_tokens", "system", "tools", "messages", "stream", "thinking", "output_config"}
+KEYS = {"model", "max_tokens", "system", "tools", "messages", "stream", "thinking", "output_config", "inference_geo"}
 
 # -----------------------------------------------------------------------------
 # What it refuses
@@ -41,7 +41,8 @@ def model_info(model: str) -> dict:
     capabilities = dict.fromkeys(names, flag[True])
     capabilities |= {"effort": flag[bool(facts["efforts"])] | efforts, "thinking": thinking}
     about = {"type": "model", "id": model, "display_name": model, "created_at": "2026-01-01T00:00:00Z"}
-    limits = {"max_input_tokens": 1_000_000, "max_tokens": facts["max_tokens"], "lifecycle": "active"}
+    limits = {"max_input_tokens": 1_000_000, "max_tokens": facts["max_tokens"]}
+    limits |= {"lifecycle": facts.get("lifecycle", "active"), "retires_at": facts.get("retires_at")}
     return about | limits | {"capabilities": capabilities}
 
 
@@ -110,18 +111,22 @@ def messages_problem(body: dict) -> str:
 # Thinking: each block is bound to all that was said before it
 
 
-def signature(before: list[dict], blocks: list[dict]) -> str:
-    """Of a thinking block that follows the messages `before` and the `blocks` of its own answer; marks do not count."""
+def signature(body: dict, before: list[dict], blocks: list[dict]) -> str:
+    """Of a thinking block that follows the tools, the system prompt and the messages `before` of a request, and the
+    `blocks` of its own answer; marks do not count."""
     bare = [[message["role"], [unmarked(block) for block in message["content"]]] for message in before]
-    text = json.dumps([bare, [unmarked(block) for block in blocks]], sort_keys=True)
+    parts = [[unmarked(block) for block in each] for each in (body["tools"], body["system"], blocks)]
+    text = json.dumps([bare, parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def signed(before: list[dict], blocks: list[dict]) -> list[dict]:
-    """An answer's blocks with the signatures of its thinking."""
+def signed(body: dict, blocks: list[dict]) -> list[dict]:
+    """The blocks of the answer to a request with the signatures of its thinking."""
     done: list[dict] = []
     for block in blocks:
-        done.append(block | {"signature": signature(before, done)} if block["type"] == "thinking" else block)
+        done.append(
+            block | {"signature": signature(body, body["messages"], done)} if block["type"] == "thinking" else block
+        )
     return done
 
 
@@ -132,7 +137,7 @@ def thinking_problem(body: dict) -> str:
         if message["role"] == "assistant" and "thinking" in content[-1]["type"]:
             return "messages: an assistant message may not end with a thinking block"
         for place, block in enumerate(content):
-            if block["type"] == "thinking" and block["signature"] != signature(messages[:index], content[:place]):
+            if block["type"] == "thinking" and block["signature"] != signature(body, messages[:index], content[:place]):
                 return "messages: a thinking block is bound to a different conversation"
     return ""
 

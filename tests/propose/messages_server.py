@@ -181,7 +181,7 @@ class Messages(BaseHTTPRequestHandler):
         self.server.bills.append(bill)
         self.server.watch(body, reply, bill)
         usage = {name: count for name, count in bill.items() if name != "repeated"} | {"output_tokens": 1}
-        self.stream(reply, signed(body["messages"], reply.blocks), usage)
+        self.stream(reply, signed(body, reply.blocks), usage)
 
     def stream(self, reply: Reply, blocks: list[dict], usage: dict) -> None:
         self.send_response(200)
@@ -190,6 +190,9 @@ class Messages(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         for event in stream_events(reply, blocks, usage):
+            if not self.server.counts_tokens:
+                message = {name: each for name, each in event.get("message", {}).items() if name != "usage"}
+                event = {name: each for name, each in event.items() if name != "usage"} | {"message": message}
             self.send_event(event)
             if event["type"] == "message_start" and reply.fault:
                 if reply.begun:
@@ -220,7 +223,8 @@ class Server(ThreadingHTTPServer):
     """`requests`: what was sent; `bills`: what each answer cost; `problems`: why requests were refused as invalid.
 
     `watch(body, reply, bill)` is called with each request before it is answered. `only_messages`: like a local server,
-    it knows no other endpoint. `models_fault`: what a question about a model is answered with instead.
+    it knows no other endpoint. `counts_tokens`: else there is no `usage`.
+    `models_fault`: what a question about a model is answered with instead.
     """
 
     daemon_threads = True
@@ -232,6 +236,7 @@ class Server(ThreadingHTTPServer):
         self.bills: list[dict] = []
         self.problems: list[str] = []
         self.only_messages = False
+        self.counts_tokens = True
         self.models_fault: Failure | None = None
 
     @property

@@ -6,6 +6,7 @@ import time
 import pytest
 from anthropic_helpers import GOOD, logged, prompt_of
 from loop_helpers import make_context
+from messages_rules import MODELS
 from messages_server import Failure, editor, refuse, replace, say, thinking
 
 from autoresearch.propose import api as messages_api
@@ -99,7 +100,13 @@ def test_a_deadline_cuts_a_stream_that_only_pings(api, tmp_path):
         (Failure(404, "not_found_error", "model: x"), "404 .*program.md"),
         (Failure(400, "invalid_request_error", "You have reached your specified API usage limits."), "raise the spend"),
         (Failure(400, "invalid_request_error", "Your credit balance is too low to use the API"), "raise the spend"),
-        (Failure(400, "invalid_request_error", "adaptive thinking is not supported on this model"), "change `model:`"),
+        (Failure(400, "invalid_request_error", "adaptive thinking is not supported on this model"), "`effort: null`"),
+        (Failure(400, "invalid_request_error", "images are not supported here"), "another `model:`"),
+        (Failure(400, "invalid_request_error", "messages.0.content.4.cache_control.ttl: extra input"), "`cache: 5m`"),
+        (Failure(422, "invalid_request_error", "tools.0.strict: unknown field"), "`effort: null`"),
+        (Failure(400, "invalid_request_error", "output_config: Extra inputs are not permitted"), "`effort: null`"),
+        (Failure(400, "invalid_request_error", "inference_geo is not available"), "`inference_geo: null`"),
+        (Failure(400, "invalid_request_error", "max_tokens: 32000 > 8192"), "another `max_tokens:`"),
         (Failure(400, "invalid_request_error", code="organization_on_hold"), "check the key, its credit"),
         (Failure(429, "rate_limit_error", code="enforced_spend_limit_reached"), "raise the spend limit"),
         (Failure(429, "rate_limit_error", code="contract_spend_limit_reached"), "raise the spend limit"),
@@ -246,3 +253,56 @@ def test_the_start_says_what_a_night_costs():
     assert "$200 for about 100 proposals, $2.00 each (by the last 2)" in cost_line(Settings(), 100, [1.0, 3.0])
     assert "capped at $50.00" in cost_line(Settings(max_cost=50.0), float("inf"), [])
     assert "no price of qwen3 is known" in cost_line(Settings(model="qwen3"), 100, [])
+
+
+# -----------------------------------------------------------------------------
+# Other servers, other places
+
+
+@pytest.mark.parametrize(
+    ("cache", "marks"),
+    [("1h", ["1h", "1h", "1h", None]), ("5m", [None] * 4), ("off", [])],
+)
+def test_the_cache_is_asked_for_as_program_md_says(api, tmp_path, cache, marks):
+    api.replies[:] = [say(*GOOD)]
+    propose_by_anthropic(make_context(tmp_path, settings=Settings(cache=cache)))
+    (message,) = api.requests[0]["body"]["messages"]
+    controls = [block["cache_control"] for block in message["content"] if "cache_control" in block]
+    assert [control.get("ttl") for control in controls] == marks[-len(controls) or 4 :]
+    assert bool(controls) == bool(marks)
+
+
+def test_a_model_that_is_not_claude_is_sent_no_field_that_only_claude_knows(api, tmp_path):
+    api.replies[:] = [say(*GOOD)]
+    propose_by_anthropic(make_context(tmp_path, settings=Settings(effort=None, cache="off")))
+    sent = json.dumps(api.requests[0]["body"])
+    assert not [name for name in ("strict", "cache_control", "thinking", "output_config") if f'"{name}"' in sent]
+
+
+def test_a_place_is_asked_for_and_its_price_is_counted(api, tmp_path):
+    costs = []
+    for geo in (None, "us"):
+        api.replies[:] = [say(*GOOD)]
+        api.cache.entries.clear()
+        costs.append(propose_by_anthropic(make_context(tmp_path, settings=Settings(inference_geo=geo))).usage.cost)
+    assert [request["body"].get("inference_geo") for request in api.requests] == [None, "us"]
+    assert costs[1] == pytest.approx(1.1 * costs[0])
+
+
+def test_a_server_that_does_not_count_tokens_is_told_in_one_line(api, tmp_path):
+    api.counts_tokens = False
+    api.replies[:] = [say(*GOOD)]
+    with pytest.raises(Fault, match="`usage` may be missing"):
+        propose_by_anthropic(make_context(tmp_path))
+
+
+def test_a_model_that_retires_is_named_before_a_search(api, monkeypatch):
+    facts = MODELS["claude-sonnet-5-5"]
+    settings = Settings(model="claude-sonnet-5-5")
+    monkeypatch.setitem(
+        MODELS, "claude-sonnet-5-5", facts | {"lifecycle": "deprecated", "retires_at": "2027-01-31T00:00:00Z"}
+    )
+    assert messages_api.check_model(settings) == ["claude-sonnet-5-5 is deprecated, and retires on 2027-01-31"]
+    monkeypatch.setitem(MODELS, "claude-sonnet-5-5", facts | {"lifecycle": "retired"})
+    with pytest.raises(CannotPropose, match="claude-sonnet-5-5 is retired"):
+        messages_api.check_model(settings)
