@@ -24,7 +24,7 @@ STAGES = {  # stage: the places by which the engine calls it
     "propose": [(proposers.PROPOSERS, "command"), (proposers.PROPOSERS, "constants")],
     "queue": [(inflight, "store")],
     "merge": [(inflight, "on_best")],
-    "check": [(decide, "forbidden"), (verdicts, "audit_source")],
+    "check": [(verdicts, "forbidden")],
     "commit": [(inflight, "write_experiment")],
     "start": [(bench, "options_of")],
     "run": [(bench, "believed")],
