@@ -1,5 +1,6 @@
 """The verbs of the command line, next to the search itself. Each is imported only when it is asked for."""
 
+import argparse
 import contextlib
 import importlib
 import sys
@@ -10,6 +11,7 @@ from autoresearch.text import fail, one_line
 from autoresearch.view import long_look, short_look, use_utf8
 
 SHORT = ("status", "report", "propose")  # they print and end
+LAST = "of the search (default: the one that ran last)"
 LONG = ("check", "profile", "ablate", "promote")  # they run for minutes or hours
 
 
@@ -19,6 +21,15 @@ def run_verb(words: list[str]) -> None:
         with command_line(short=words[0] in SHORT):
             importlib.import_module(f"autoresearch.verbs.{words[0]}").main(words[1:])
         sys.exit()
+
+
+def make_parser(verb: str, description: str | None, tag: str = LAST) -> argparse.ArgumentParser:
+    """A verb's parser, with --tag unless its help is ""; --help shows the description as it is written."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"agent_loop.py {verb}", description=description, formatter_class=formatter)
+    if tag:
+        parser.add_argument("--tag", help=tag)
+    return parser
 
 
 @contextlib.contextmanager

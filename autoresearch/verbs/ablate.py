@@ -11,12 +11,11 @@ and, if it is no worse, offered as a commit on autoresearch/<tag>-pruned; nothin
 again goes on where it stopped. docs/prove.md says how it is done.
 """
 
-import argparse
-
 from autoresearch.loop.start import add_slots
 from autoresearch.record.proof import ablation_text
 from autoresearch.record.proof_pictures import draw_ablation
 from autoresearch.text import fail
+from autoresearch.verbs import make_parser
 from autoresearch.verbs.proving import open_trials, publish
 
 
@@ -28,10 +27,7 @@ def numbers(text: str) -> set[int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="agent_loop.py ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
+    parser = make_parser("ablate", __doc__)
     parser.add_argument("--hours", type=float, help="stop in time; the same command goes on later")
     parser.add_argument("--fixed", default="", metavar="N,N", help="kept changes that are not to be taken out")
     parser.add_argument(

@@ -31,6 +31,7 @@ from autoresearch.record.reading import read_ledger, search_tags
 from autoresearch.record.repository import open_repository
 from autoresearch.settings import Settings
 from autoresearch.text import plural
+from autoresearch.verbs import make_parser
 from autoresearch.verbs.short_run import Line, short_run
 
 STEPS = 20  # of train.py
@@ -144,11 +145,8 @@ def show(line: Line) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="agent_loop.py check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("check", __doc__, "the search that is meant (default: the one that would go on or begin)")
     parser.add_argument("--hours", type=float, default=8.0, help="estimate for this many hours (default: 8)")
-    parser.add_argument("--tag", help="the search that is meant (default: the one that would go on or begin)")
     parser.add_argument(
         "--proposer", choices=PROPOSERS, default="anthropic", help="who will propose (default: anthropic)"
     )

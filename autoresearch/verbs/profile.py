@@ -7,7 +7,6 @@ Show where the time of a step goes: a profile of an experiment, made in a slot b
 A profile that is there is shown to whoever proposes the next experiment.
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -22,6 +21,7 @@ from autoresearch.record.reading import find_tag, profile_path, read_ledger
 from autoresearch.record.repository import commit_of, open_repository
 from autoresearch.run.profile_steps import STEPS, profile_source, read_profile
 from autoresearch.text import fail, one_line
+from autoresearch.verbs import make_parser
 
 
 def make_profile(session: Session, ledger: Ledger, number: int) -> None:
@@ -40,8 +40,7 @@ def make_profile(session: Session, ledger: Ledger, number: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="agent_loop.py profile", description="Where the time of a step goes.")
-    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
+    parser = make_parser("profile", "Where the time of a step goes.")
     parser.add_argument("--experiment", type=int, metavar="N", help="of this one (default: the best)")
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)

@@ -11,7 +11,6 @@ runs/<tag>/promotion.json and promotion.png and touches nothing else. The same c
 docs/prove.md says how.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from autoresearch.loop.start import add_slots, check_least
 from autoresearch.record.proof import promotion_text
 from autoresearch.record.proof_pictures import draw_promotion
 from autoresearch.text import fail
+from autoresearch.verbs import make_parser
 from autoresearch.verbs.proving import open_trials, publish
 
 
@@ -30,10 +30,7 @@ def promotion_measure(searched: Measure, folder: Path) -> Measure:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="agent_loop.py promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
+    parser = make_parser("promote", __doc__)
     parser.add_argument("--depth", type=int, help="of both (default: twice the best's, or --times 2)")
     parser.add_argument(
         "--times",

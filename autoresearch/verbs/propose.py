@@ -29,6 +29,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.reading import read_ledger
 from autoresearch.record.repository import current_branch, open_repository
 from autoresearch.row import TYPES, Row
+from autoresearch.verbs import make_parser
 
 # -----------------------------------------------------------------------------
 # What it is told
@@ -96,9 +97,7 @@ def show_proposal(context: Context, proposal: Proposal) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="agent_loop.py propose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("propose", __doc__, "")
     parser.add_argument("--max-cost", type=float, help="US dollars, for program.md's max_cost")
     parser.add_argument("--no-check", action="store_true", help="do not run the edit for two steps on the CPU")
     args = parser.parse_args(arguments)

@@ -2,17 +2,16 @@
 `python agent_loop.py report`: runs/<tag>/report.html, what a search found as one page. The loop draws it too.
 """
 
-import argparse
 import webbrowser
 
 from autoresearch.files import ROOT
 from autoresearch.record.reading import find_tag
 from autoresearch.record.repository import open_repository
+from autoresearch.verbs import make_parser
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="agent_loop.py report", description="What a search found, as one page.")
-    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
+    parser = make_parser("report", "What a search found, as one page.")
     parser.add_argument("--open", action="store_true", help="show it in a browser")
     args = parser.parse_args(arguments)
     from autoresearch.record.page import write_page  # which imports numpy and matplotlib

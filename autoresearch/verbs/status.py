@@ -2,7 +2,6 @@
 `python agent_loop.py status`: where a search stands, in one look or as JSON. It reads, and changes nothing.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -12,11 +11,11 @@ from autoresearch.record.reading import find_tag, read_search
 from autoresearch.record.repository import open_repository
 from autoresearch.record.status import make_status, status_text
 from autoresearch.text import cut
+from autoresearch.verbs import make_parser
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="agent_loop.py status", description="Where a search stands.")
-    parser.add_argument("--tag", help="of the search (default: the one that was last at work)")
+    parser = make_parser("status", "Where a search stands.")
     parser.add_argument("--json", action="store_true", help="as JSON: docs/status.md says what the keys mean")
     args = parser.parse_args(arguments)
     repo = open_repository(ROOT)
