@@ -38,7 +38,7 @@ def parse():
     parser.add_argument("--source", help="text to prepare, as for prepare_data.py (default: what is prepared)")
     parser.add_argument("--recipe", type=Path, help="another train.py to train next to the shipped one")
     parser.add_argument("--budget", type=int, default=60, help="seconds of a training (default: 60)")
-    parser.add_argument("--minutes", type=float, default=60, help="begin nothing after this time (default: 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this time (default: 60)")
     parser.add_argument("--dry", action="store_true", help="at the cpu scale, with a budget of 4 s")
     args = parser.parse_args()
     for path in filter(None, (args.recipe, Path(args.source) if args.source else None)):
@@ -57,8 +57,8 @@ def trainings(recipe):
     return sources | ({"recipe": recipe.read_text()} if recipe else {})
 
 
-def steps(args, out, clone):
-    """(name, command) of every step, in order; a list of results' files may follow."""
+def steps(args, clone):
+    """(name, command) of every step, in order."""
     python, loop = sys.executable, [sys.executable, "agent_loop.py"]
     if args.source or args.dry:
         scale = "cpu" if args.dry else "h100"
@@ -111,7 +111,7 @@ def main():
     environment = os.environ | {"PYTHONPATH": str(clone), "AUTORESEARCH_SCALE": "cpu" if args.dry else "h100"}
     environment["AUTORESEARCH_BUDGET"] = str(args.budget)
     lines = [f"{datetime.datetime.now():%Y-%m-%d %H:%M}, {' '.join(sys.argv[1:])}"]
-    for name, command in steps(args, out, clone):
+    for name, command in steps(args, clone):
         left = ends - time.monotonic()
         code, seconds = execute(name, command, clone, out, environment, left) if left > 0 else (None, 0)
         lines.append(f"{name:20} {'no time was left' if code is None else f'exit code {code} after {seconds:.0f} s'}")
