@@ -39,7 +39,7 @@ def parse():
     parser.add_argument("--recipe", type=Path, help="another train.py to train next to the shipped one")
     parser.add_argument("--budget", type=int, default=60, help="seconds of a training (default: 60)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this time (default: 60)")
-    parser.add_argument("--dry", action="store_true", help="at the cpu scale, with a budget of 4 s")
+    parser.add_argument("--dry", action="store_true", help="at the cpu scale, 4 s a training, one experiment")
     args = parser.parse_args()
     for path in filter(None, (args.recipe, Path(args.source) if args.source else None)):
         if not path.exists():
@@ -69,8 +69,8 @@ def steps(args, clone):
         (clone / f"train_{name}.py").write_text(source)
         yield f"train_{name}", [python, f"train_{name}.py"]
     third = str(max(2, args.budget // 3))
-    search = ["--tag", TAG, "--proposer", "constants", "--experiments", "3", "--budget", third]
-    yield "search", [*loop, *search]
+    search = ["--tag", TAG, "--proposer", "constants", "--budget", third]
+    yield "search", [*loop, *search, "--experiments", "1" if args.dry else "3"]
     yield "report", [*loop, "report", "--tag", TAG]
     yield "profile", [*loop, "profile", "--tag", TAG]
 
