@@ -96,7 +96,7 @@ def figures(out):
         yield f"{path.stem}: {speed:.3f} M tokens/s, " + ", ".join(f"{key} {printed.get(key)}" for key in FIGURES)
     if (journal := out / "journal.jsonl").exists():
         runs = [json.loads(line) for line in journal.read_text().splitlines()]
-        scored = [run["facts"]["scoring_seconds"] for run in runs if "scoring_seconds" in run.get("facts", {})]
+        scored = [run["measured"]["scoring_seconds"] for run in runs if "scoring_seconds" in run.get("measured", {})]
         yield f"scorer: median {statistics.median(scored):.1f} s of {len(scored)} runs" if scored else "scorer: no run"
 
 

@@ -57,7 +57,7 @@ def test_a_machine_that_is_fit(repo):
     assert bubblewrap or "bubblewrap" in lines["sandbox"]["text"]
     assert code == (0 if bubblewrap else 1), said
     names = ["files and git", "program.md", "scale", "prepared data", "proposer", "disk", "torch", "sandbox"]
-    assert list(lines) == [*names, "20 steps", "a whole run", "scorer", "estimate"]
+    assert list(lines) == [*names, "20 steps", "scorer", "a whole run", "estimate"]
     assert lines["scale"]["text"] == "cpu, the small one: no GPU is used, as AUTORESEARCH_SCALE says so"
     steps, whole = lines["20 steps"]["facts"], lines["a whole run"]["facts"]
     assert steps["step_ms"] * steps["tokens_per_second"] == pytest.approx(4096 * 1000)
