@@ -50,6 +50,21 @@ def edit_problem(before: str, after: str) -> str:
     return ""
 
 
+@functools.lru_cache(8)
+def lines_of_other_scales(source: str, scale: str) -> range:
+    """The lines, from 0, of the constants that only another scale has: the branch that is not taken of train.py's own
+    `if SCALE == "h100":`. None where there is no such thing."""
+    try:
+        branches = [node for node in parse(source).body if isinstance(node, ast.If) and node.orelse]
+    except NOT_PYTHON:
+        return range(0)
+    for branch in branches:
+        if match := re.fullmatch(r"SCALE == '(\w+)'", ast.unparse(branch.test)):
+            other = branch.orelse if match[1] == scale else branch.body
+            return range(other[0].lineno - 1, other[-1].end_lineno or 0)
+    return range(0)
+
+
 @functools.lru_cache(64)
 def code_of(source: str) -> str:
     """A hash of what a text does: the same for texts that differ by comments and white space alone."""

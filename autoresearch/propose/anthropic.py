@@ -26,6 +26,7 @@ from autoresearch.propose.context import CannotPropose, Context, Crash, Proposal
 from autoresearch.propose.history import FULL, clean, thinned, untrusted
 from autoresearch.propose.models import make_client
 from autoresearch.propose.tools import ToolError, argument, checked, edit_text, made_proposal, tools_for
+from autoresearch.source import lines_of_other_scales
 from autoresearch.text import one_line
 
 READ_CHARACTERS = 12_000  # of what read_experiment shows
@@ -81,10 +82,24 @@ def crash_text(context: Context, crash: Crash) -> str:
     return f"{text}\n\n{untrusted(crash.tail, NOTE_CHARACTERS)}"
 
 
-def section_blocks(section: Section) -> list[Json]:
+def shown_source(source: str, scale: str) -> str:
+    """A train.py without the constants of another scale: so each name is assigned once, and an edit is unambiguous."""
+    hidden = lines_of_other_scales(source, scale)
+    if not hidden:
+        return source
+    lines = source.split("\n")
+    note = f"    ...  # {len(hidden)} lines of constants of another scale, which are not shown and not edited here"
+    return "\n".join([*lines[: hidden.start], note, *lines[hidden.stop :]])
+
+
+def section_blocks(section: Section, scale: str) -> list[Json]:
     """A section as blocks: its title and every part of it, so that one that has grown is read from the cache as far as
     it was sent before. Each ends with a newline: nothing documents how neighbouring blocks are joined."""
-    parts = [f"```python\n{part}\n```" for part in section.parts] if section.file == "best.py" else section.parts
+    parts = (
+        [f"```python\n{shown_source(part, scale)}\n```" for part in section.parts]
+        if section.file == "best.py"
+        else section.parts
+    )
     blocks = [text_block(f"{text}\n") for text in (f"# {section.title}\n", *parts)]
     return [*blocks[:-1], cached(blocks[-1])] if section.settled and section.parts else blocks
 
@@ -94,7 +109,7 @@ def first_prompt(context: Context, full: int) -> tuple[list[Any], list[Any]]:
     role = ROLE.format(notebook=NOTEBOOK_CHARACTERS, checked=CHECKED * bool(context.check))
     sections = brief(context, full)
     first, last = (next(n for n, s in enumerate(sections) if s.file == file) for file in ("program.md", "notebook.md"))
-    blocks = [block for section in sections[first:last] for block in section_blocks(section)]
+    blocks = [block for section in sections[first:last] for block in section_blocks(section, context.options.scale)]
     task = crash_text(context, context.crash) if context.crash else TASK.format(number=context.number)
     blocks.append(text_block(f"\n{as_text(sections[last:])}\n\n# Your task\n\n{task}\n"))
     system = f"{role}\n{as_text(sections[:first])}\n"
@@ -207,7 +222,9 @@ def edit_file(conversation: Conversation, arguments: Json) -> str:
     """The editor: train.py in this conversation, or the notebook on disk, which outlives it."""
     path = Path(argument(arguments, "path", str)).name
     if path == "train.py":
-        conversation.source, answer = edit_text(conversation.source, arguments)
+        conversation.source, answer = edit_text(
+            conversation.source, arguments, scale=conversation.context.options.scale
+        )
         return answer
     if path != "notebook.md":
         raise ToolError(f"there are only train.py and notebook.md here, not {arguments['path']}")

@@ -13,7 +13,7 @@ from autoresearch.nouns import Json, Proposal
 from autoresearch.propose.brief import NOTEBOOK_CHARACTERS
 from autoresearch.propose.context import Context
 from autoresearch.propose.dry_check import report
-from autoresearch.source import syntax_problem
+from autoresearch.source import lines_of_other_scales, syntax_problem
 from autoresearch.text import one_line
 
 ADVICE = (
@@ -109,15 +109,19 @@ def argument(arguments: Json, name: str, kind: type, default: Any = None) -> Any
 # The editor
 
 
-def edit_text(text: str, arguments: Json, name: str = "train.py") -> tuple[str, str]:
-    """Carry out one call of the editor on the text of file `name`. Returns (new text, answer); raises ToolError."""
+def edit_text(text: str, arguments: Json, name: str = "train.py", scale: str = "") -> tuple[str, str]:
+    """Carry out one call of the editor on the text of file `name`. Returns (new text, answer); raises ToolError.
+
+    `scale`: the search's; the constants of another one are not edited.
+    """
     command = argument(arguments, "command", str)
     if command == "view":
         return text, view_lines(text, argument(arguments, "view_range", list, [1, -1]))
     if command == "create":
         after = argument(arguments, "file_text", str)
     elif command == "str_replace":
-        after = replace_once(text, argument(arguments, "old_str", str), argument(arguments, "new_str", str, ""), name)
+        old, new = argument(arguments, "old_str", str), argument(arguments, "new_str", str, "")
+        after = replace_once(text, old, new, name, lines_of_other_scales(text, scale) if scale else range(0))
     elif command == "insert":
         after = insert_after(text, argument(arguments, "insert_line", int), argument(arguments, "insert_text", str))
     else:
@@ -142,11 +146,18 @@ def view_lines(text: str, view_range: list[Any]) -> str:
     return "\n".join(f"{number}\t{lines[number - 1]}" for number in range(first, last + 1))
 
 
-def replace_once(text: str, old: str, new: str, name: str) -> str:
-    count = text.count(old) if old else 0
+def replace_once(text: str, old: str, new: str, name: str, hidden: range = range(0)) -> str:
+    """The text with `old` replaced, which occurs once outside of the `hidden` lines (from 0)."""
+    there = places(text, old) if old else []
+    shown = [line for line in there if line - 1 not in hidden]
+    count = len(shown)
     if count == 1:
-        return text.replace(old, new)
-    where = nearest_line(text, old) if count == 0 else f"at lines {', '.join(map(str, places(text, old)))}"
+        lines = text.split("\n")
+        before, after = "\n".join(lines[: shown[0] - 1]), "\n".join(lines[shown[0] - 1 :])
+        return (before + "\n" if shown[0] > 1 else "") + after.replace(old, new, 1)
+    if there and not shown:
+        raise ToolError(f"old_str occurs only at line {there[0]}, among the constants of another scale; edit your own")
+    where = nearest_line(text, old) if count == 0 else f"at lines {', '.join(map(str, shown))}"
     raise ToolError(f"old_str occurs {count} times in {name}, {where}; it must occur exactly once")
 
 

@@ -1,5 +1,6 @@
 """The tools that Claude works with: the editor, past experiments, the check, submit."""
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 from anthropic_helpers import GOOD, results_of
 from loop_helpers import STUB, make_context
 from messages_server import editor, note, replace, say, submit, tool
+from shipped import TRAIN
 
 from autoresearch.nouns import RunResult
-from autoresearch.propose.anthropic import propose_by_anthropic
+from autoresearch.propose.anthropic import propose_by_anthropic, shown_source
 from autoresearch.propose.tools import ToolError, edit_text
 from autoresearch.run.training import RunOptions, run_training
 
@@ -66,6 +68,28 @@ def test_the_editor_edits():
 def test_the_editor_refuses(arguments, message):
     with pytest.raises(ToolError, match=message):
         edit_text("a = 1\nb = 1\n", arguments)
+
+
+@pytest.mark.parametrize(("scale", "other"), [("cpu", "ASPECT_RATIO = 57"), ("h100", "ASPECT_RATIO = 32")])
+def test_constants_of_another_scale_are_neither_shown_nor_edited(scale, other):
+    """`MATRIX_LR = 0.04` stands in both; the shipped train.py as it is shown assigns each name once."""
+    shown = shown_source(TRAIN, scale)
+    names = [
+        name.id for node in ast.walk(ast.parse(shown)) for name in targets(node) if name.id.isupper() and name.id[1:]
+    ]
+    assert "MATRIX_LR" in names and len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+    assert other in TRAIN and other not in shown
+    arguments = {"command": "str_replace", "old_str": "MATRIX_LR = 0.04", "new_str": "MATRIX_LR = 0.05"}
+    after, _ = edit_text(TRAIN, arguments, scale=scale)
+    assert shown_source(after, scale) == shown.replace("MATRIX_LR = 0.04", "MATRIX_LR = 0.05")
+    with pytest.raises(ToolError, match="among the constants of another scale"):
+        edit_text(TRAIN, arguments | {"old_str": other}, scale=scale)
+
+
+def targets(node: ast.AST) -> list[ast.Name]:
+    """The names that an assignment sets."""
+    found = [each for target in getattr(node, "targets", []) for each in ast.walk(target)]
+    return [each for each in found if isinstance(each, ast.Name) and isinstance(node, ast.Assign)]
 
 
 # -----------------------------------------------------------------------------
@@ -144,7 +168,12 @@ def test_the_notebook_is_a_file_of_the_editor(api, tmp_path):
         ),
         say(*GOOD),
     ]
-    read = {(0, "profile"): "", (3, "log"): "Traceback\n\x1b[31mboom", (2, "profile"): "200 ms per step"}
+    read = {
+        (0, "profile"): "",
+        (0, "map"): "",
+        (3, "log"): "Traceback\n\x1b[31mboom",
+        (2, "profile"): "200 ms per step",
+    }
     context = make_context(tmp_path, read=lambda *asked: read[asked])
     proposal = propose_by_anthropic(context)
     assert context.notebook.read_text() == "never crash again\nbe bold\n"
