@@ -4,11 +4,10 @@ search edits; data, batches, the time budget and the metric come from prepare_da
 
     python train.py                           # after: python prepare_data.py
     AUTORESEARCH_SCALE=cpu python train.py    # the small version, on any machine
-    AUTORESEARCH_SEED=7 python train.py       # another seed, same file
-    AUTORESEARCH_STEPS=50 python train.py     # a fixed number of steps instead of the time budget
+    AUTORESEARCH_SEED=7 python train.py       # another seed; AUTORESEARCH_STEPS=50: steps instead of the time budget
 
-The recipe is that of the public autoresearch run of March 2026 with nanochat's later rounds: a decoder with rotary
-embeddings, QK-norm, relu^2 MLPs, value embeddings, a sliding attention window, Muon for matrices, AdamW for the rest.
+The public autoresearch run's recipe of March 2026 and nanochat's later rounds: rotary embeddings, value embeddings,
+QK-norm, relu^2 MLPs, a sliding attention window, Muon for matrices, AdamW for the rest.
 """
 
 import ctypes
@@ -458,12 +457,14 @@ config = build_config(DEPTH, tokenizer.get_vocab_size(), MAX_SEQ_LEN)
 rows_per_step = max(1, round(TOTAL_BATCH_SIZE * BATCH_FACTOR / MAX_SEQ_LEN))
 passes = math.ceil(rows_per_step / max(1, DEVICE_BATCH_SIZE))
 rows_per_pass = round(rows_per_step / passes)
-rows_per_step, tokens_per_step = passes * rows_per_pass, passes * rows_per_pass * MAX_SEQ_LEN
+rows_per_step = passes * rows_per_pass
+tokens_per_step = rows_per_step * MAX_SEQ_LEN
 
 model = GPT(config).to(device)
 model.init_weights()
 optimizers = build_optimizers(model)
-num_params, flops_per_token = sum(p.numel() for p in model.parameters()), model.flops_per_token()
+num_params = sum(p.numel() for p in model.parameters())
+flops_per_token = model.flops_per_token()
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989.5, "H200": 989.5, "H20": 148, "B200": 2250, "A100": 312}
 PEAKS |= {"A10G": 70, "A10": 125, "A30": 165, "A40": 149.7, "A6000": 154.8, "6000 Ada": 364.2, "L40S": 362, "L40": 181}
 PEAKS |= {"L4": 121, "Laptop": math.inf, "5090": 209.5, "4090": 165.2, "3090": 71}  # TFLOP/s, dense bf16
@@ -503,7 +504,8 @@ def start_reading(loss):
     """Start the copy of a loss to the host. Returns a function that waits for it and gives the number."""
     if device == "cpu":
         return loss.item
-    copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event()
+    copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record()
     return lambda: copied.synchronize() or copy.item()
 
 
@@ -622,8 +624,9 @@ while progress < 1:
     smooth_loss = 0.9 * smooth_loss + 0.1 * value
     tokens_per_second = step * tokens_per_step / training_seconds
     mfu = f"mfu {100 * flops_per_token * tokens_per_second / peak_flops:.1f} % | " if peak_flops < math.inf else ""
+    seconds_left = training_seconds / progress - training_seconds
     line = f"\rstep {step} | {100 * progress:.1f} % | loss {smooth_loss / (1 - 0.9**step):.4f} | "
-    line += f"{tokens_per_second / 1e3:.1f} k tok/s | {mfu}{training_seconds / progress - training_seconds:.0f} s left"
+    line += f"{tokens_per_second / 1e3:.1f} k tok/s | {mfu}{seconds_left:.0f} s left"
     print(line, end="  ", flush=True)
 
 stop_if_diverged(read_loss(), step)  # waits for the last step
