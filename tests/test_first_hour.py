@@ -37,7 +37,8 @@ def test_a_dry_first_hour_leaves_its_results_in_one_folder(repo, tmp_path):
     fit = {"0", "1"}  # 1: it works, but a line is slow, as without bubblewrap
     assert {codes.pop("check_cold"), codes.pop("check")} <= fit
     assert codes == dict.fromkeys(["data", "train_shipped", "search", "report", "profile"], "0") | {"train_recipe": "1"}
-    check = json.loads((tmp_path / "out/check.txt").read_text().partition("{")[2].join(["{", ""]))
+    said = (tmp_path / "out/check.txt").read_text()
+    check = json.loads(said[said.index("{") :])
     assert {"20 steps", "a whole run"} <= {line["name"] for line in check["lines"]}
     assert "train_shipped: 0.0" in summary and "scorer: median" in summary
     assert "this recipe is broken" in (tmp_path / "out/train_recipe.txt").read_text()
