@@ -1,5 +1,5 @@
 """
-What the loop is made of. Each folder may import what stands below it in this list, never what stands above.
+The parts of the loop. Each folder may import what stands below it in this list, never what stands above.
 
     verbs/     status, report, check, profile, propose, ablate, promote
     loop/      session, slots, what is in flight, asking proposers, deciding, limits, faults

@@ -1,5 +1,5 @@
 """
-Where things lie, and how files are written and compared.
+The places of things; files, written and compared.
 """
 
 import hashlib

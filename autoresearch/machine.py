@@ -1,5 +1,5 @@
 """
-What this process may use of the machine: memory and cores, by the limits on its whole path of control groups.
+The memory and the cores that this process may use, by the limits on its whole path of control groups.
 """
 
 import math

@@ -1,5 +1,5 @@
 """
-What a person sees: stdout and stderr, which nobody waits for but a thread.
+The view of a person: stdout and stderr, which only a thread waits for.
 
 A terminal can be gone, suspended (Ctrl-S) or unable to show a character; a pipe can be full, its reader dead; a file
 can lie on a full disk. A search must neither wait for that nor end with it. So whatever is printed goes into a queue,

@@ -1,5 +1,5 @@
 """
-What agent_loop.py is made of.
+The parts of agent_loop.py.
 
     session.py     what this session was asked for, and what may end it
     start.py       what is checked before anything is touched

@@ -1,5 +1,5 @@
 """
-What is in flight: proposals that wait for a slot, experiments without a verdict, proposers at work, the bench.
+All that is in flight: proposals that wait for a slot, experiments without a verdict, proposers at work, the bench.
 
 A proposal in flight lies on disk too, in a folder of its own with proposal.json and train.py: so it outlives a kill.
 """

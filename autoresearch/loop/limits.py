@@ -1,5 +1,5 @@
 """
-What is left: time, experiments and money.
+The limits of a session: time, experiments and money that are left.
 """
 
 import itertools

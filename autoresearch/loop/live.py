@@ -1,5 +1,5 @@
 """
-What a person sees while the loop runs: a line per slot; progress.png and report.html, drawn next to everything else.
+The live view of the loop: a line per slot; progress.png and report.html, drawn next to everything else.
 """
 
 import threading

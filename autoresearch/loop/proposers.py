@@ -109,7 +109,7 @@ def wants_proposal(session: Session, ledger: Ledger, queue: Queue) -> bool:
 
 
 def seconds_to_slot(queue: Queue, others: int, a_run: float) -> float:
-    """How soon a slot is expected to be free, after so many other runs have been begun. `a_run`: seconds of one."""
+    """Return how soon a slot should be free, after this number of other runs. `a_run`: seconds of one."""
     now = time.monotonic()
     free = [max(0.02 * a_run, slot.since + a_run - now) if slot.task else 0.0 for slot in queue.bench.slots]
     heapq.heapify(free)

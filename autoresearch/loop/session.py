@@ -1,5 +1,5 @@
 """
-What this session was asked for, by its command line and by program.md, and what may end it.
+The session: its wishes, by command line and program.md, and what may end it.
 """
 
 import dataclasses

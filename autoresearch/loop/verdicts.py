@@ -1,5 +1,5 @@
 """
-What follows from the runs of one experiment. From the ledger alone: the journal of a search gives its verdicts again.
+The verdict that follows from the runs of one experiment. It rests on the ledger alone, so a journal gives it again.
 """
 
 import dataclasses

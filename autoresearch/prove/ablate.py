@@ -1,5 +1,5 @@
 """
-What each kept change is worth: every one is taken out and put in again, in a designed set of runs.
+The worth of each kept change: every one is taken out and put in again, in a designed set of runs.
 """
 
 import dataclasses

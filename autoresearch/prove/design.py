@@ -1,5 +1,5 @@
 """
-Which combinations of factors to run: two levels each, in (1) and out (-1), in mirrored pairs.
+The combinations of factors that are run: two levels each, in (1) and out (-1), in mirrored pairs.
 
 Up to three factors all combinations are run. More: a Plackett-Burman design, folded over, that is each row and its
 mirror (Box and Wilson 1951). In the difference of a row and its mirror whatever two factors do together cancels, so

@@ -1,5 +1,5 @@
 """
-What each factor is worth, from val_bpb of mirrored pairs of runs. Only numbers.
+The worth of each factor, from val_bpb of mirrored pairs of runs. Only numbers.
 
 The difference of a pair is the sum of what its factors are worth, each with the sign of its level, and the noise of two
 runs; what factors do in pairs cancels. So: ordinary least squares of the differences on the levels. sigma is pooled

@@ -1,10 +1,10 @@
 """
-How much sooner the best reaches what the baseline reaches, from val_bpb of whole runs at several budgets. Only numbers.
+The time in which the best reaches what the baseline reaches, from whole runs at several budgets. Only numbers.
 
 A time to target is never read off a curve: the learning rate falls with the budget, so the loss in mid-run says nothing
-of the end. Each point here is the end of a whole run. What a second is worth (val_bpb = a - b ln t) and the gain at the
-same budget predict a shorter one; runs there confirm or refute it; the budgets tried come to lie on both sides of the
-target and close to it, and a line through those near it, over ln t, gives the time and its interval.
+of the end. Each point here is the end of a whole run. The worth of a second (val_bpb = a - b ln t) and the gain at the
+same budget predict the first shorter budget. Later budgets bracket the target. A line through the nearby runs, over
+ln t, gives the time and its interval.
 """
 
 import math
@@ -105,7 +105,7 @@ def cut_in(low: int, high: int, above: float, below: float) -> float:
 
 
 def local_slope(points: Points, baseline: Line, sigma: float) -> float:
-    """What a second is worth to the best where it was run last; to the baseline, as long as there is one point."""
+    """Return what a second is worth to the best at its shortest runs; with one point only, to the baseline."""
     shortest = sorted(points)[:2]
     slope = fit_line({budget: points[budget] for budget in shortest}, sigma).b if len(shortest) > 1 else baseline.b
     return max(slope, baseline.b / 4, 1e-9)
@@ -141,8 +141,9 @@ def near_line(points: Points, seconds: float, sigma: float) -> Line:
 
 
 def time_to_target(points: Points, target: Runs, noise: Noise) -> TimeToTarget | None:
-    """Where the line near the target meets it. None where that cannot be told: the budgets tried do not lie on both
-    sides of it, or a second is worth too little there, compared with the noise.
+    """Return the time at which the line near the target meets it.
+
+    None if that is not known: all budgets lie on one side of it, or a second is worth too little there.
     """
     goal = mean(target)
     reached = [budget for budget, runs in points.items() if mean(runs) <= goal]

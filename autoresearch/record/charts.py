@@ -1,5 +1,5 @@
 """
-What all pictures share: colours, the curves of training losses, and a figure as a PNG file or as a part of the page.
+The common parts of all pictures: colours, curves of training losses, a figure as a PNG file or as a part of the page.
 
 They are matplotlib's figures and not pyplot, whose state is global: the loop draws in a thread.
 """

@@ -1,6 +1,6 @@
 """
-What a person sees at the terminal and finds again in runs/<tag>/loop.log: one line per experiment, one per slot, and
-the summary that the morning begins with.
+The lines at the terminal, which are in runs/<tag>/loop.log too: one per experiment, one per slot, and the summary that
+the morning begins with.
 """
 
 import math

@@ -149,7 +149,7 @@ def open_repository(folder: Path) -> Repository:
 
 
 def git_works_in(repo: Repository) -> bool:
-    """Whether a git process has its working directory in a working tree of the repository (Linux; elsewhere never)."""
+    """Return whether a git process works in a working tree of the repository (on Linux; elsewhere False)."""
     listed = run_git(repo, "worktree", "list", "--porcelain", check=False)
     trees = [repo.folder, *map(Path, re.findall(r"^worktree (.+)$", listed, re.MULTILINE))]
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,5 +1,5 @@
 """
-Where a search stands: one dictionary, which is the --json of `status`, and the same as lines and tables for a person.
+The state of a search: one dictionary, which is the --json of `status`, and the same as lines and tables for a person.
 docs/status.md says what each of them means.
 """
 

@@ -1,5 +1,5 @@
 """
-What a run sees of this machine: trained instead of train.py, in the same sandbox, by `agent_loop.py check`.
+A look at this machine from inside a run: trained instead of train.py, in the same sandbox, by `agent_loop.py check`.
 
 It stands alone, as train.py does: in the sandbox there is no autoresearch. Its last line is one of JSON.
 """

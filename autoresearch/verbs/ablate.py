@@ -1,5 +1,5 @@
 """
-Which of the kept changes still help? Every one is taken out and put in again, in a designed set of runs:
+Find out which of the kept changes still help. Every one is taken out and put in again, in a designed set of runs:
 
     python agent_loop.py ablate --tag nov22
     python agent_loop.py ablate --tag nov22 --hours 4 --gpus all

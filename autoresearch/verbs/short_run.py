@@ -1,5 +1,5 @@
 """
-What a short run says of a machine: the card from outside, the card from inside the sandbox, some steps of train.py.
+A short run to try a machine: the card from outside, the card from inside the sandbox, some steps of train.py.
 """
 
 import contextlib
@@ -220,7 +220,7 @@ def size_at(depth: int) -> tuple[float, float]:
 
 
 def budget_line(speed: float, printed: dict[str, float], budget: int) -> Line:
-    """How many tokens a parameter sees in the budget, and the DEPTH at which it would see as many as on an H100."""
+    """Report the tokens per parameter in the budget, and the DEPTH at which they would be as many as on an H100."""
     depth, tokens = int(printed["depth"]), speed * budget
     here, (parameters, work) = tokens / printed["num_params_M"] / 1e6, size_at(depth)
     seen = {d: here * parameters * work / math.prod(size_at(d)) for d in range(1, 33)}
