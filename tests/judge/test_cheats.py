@@ -32,7 +32,7 @@ from autoresearch.run import sandbox, training
 from autoresearch.run.scoring import Scorer, train_and_score
 from autoresearch.run.training import RunOptions, run_training
 
-LIMITS = replace(trust.LIMITS["cpu"], slack=0.4, start=2.0)
+LIMITS = replace(trust.LIMITS["cpu"], slack=0.3, start=2.0)
 LEFT = ["record.json", "run.log", "train.py"]
 torch.set_num_threads(1)  # before this process forks
 
