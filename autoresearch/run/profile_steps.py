@@ -9,6 +9,7 @@ profile_source() puts the text of a train.py into SOURCE. This file sees the sta
 """
 
 import os
+import re
 import resource
 import runpy
 import sys
@@ -22,6 +23,7 @@ SOURCE = ""  # the train.py
 HEADING = "=== profile"  # what follows in the log is the profile
 WARM, TIMED, PROFILED = 5, 10, 10  # steps, one after the other
 ROWS = 25  # of the table
+IN_MODULE = "forward of "
 STEPS = 1000  # that its run is given, so that slow steps do not use up the budget first
 
 
@@ -70,6 +72,8 @@ class Watch:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_initialized():
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
+            else:
+                name_modules(self.names.get("model"))
             self.profiler = torch.profiler.profile(activities=activities, acc_events=True)
             self.profiler.start()
         elif len(self.marks) == 3:
@@ -106,6 +110,19 @@ class Watch:
     def evaluate(self, *arguments: Any) -> None:
         """In place of evaluate_bpb(): train.py was over too soon."""
         leave(f"train.py took {self.steps} steps; {WARM + TIMED + PROFILED} are needed", 1)
+
+
+def name_modules(model: Any) -> None:
+    """Have the profiler add up the forward passes of the modules; layers together, as in the map of the model."""
+    import torch
+
+    entered: list[Any] = []
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        if name:
+            part = IN_MODULE + re.sub(r"\b\d+\b", "*", name)
+            enter = lambda *_, part=part: entered.append(torch.profiler.record_function(part).__enter__())  # noqa: E731
+            module.register_forward_pre_hook(lambda *given, enter=enter: enter(*given))
+            module.register_forward_hook(lambda *_: entered.pop().__exit__(None, None, None))
 
 
 def leave(text: str, code: int = 0) -> None:
@@ -146,7 +163,7 @@ def table(profiler: Any, steps: int) -> list[str]:
         lines.append(f"{spent / steps / 1e3:11.3f}  {100 * spent / total:5.1f} %  {event.count / steps:14.1f}  {name}")
     lines.append(f"{total / steps / 1e3:11.3f}  100.0 %  {'':14}  all {'kernels' if on_gpu else 'operations'}")
     for event in events if not on_gpu else ():
-        if event.key.startswith("Optimizer.step#"):
+        if event.key.startswith(("Optimizer.step#", IN_MODULE)):
             lines.append(f"{event.cpu_time_total / steps / 1e3:11.3f}  of these in {event.key}")
     return lines
 

@@ -1,6 +1,7 @@
 """The steps of a train.py under the profiler, really trained; and what is read from a log."""
 
 import ast
+import re
 
 import pytest
 from loop_helpers import STUB
@@ -32,6 +33,8 @@ def test_the_time_of_a_step_is_told_by_operation(tmp_path, prepared):
     text = read_profile((tmp_path / "run.log").read_text())
     assert "10 steps, after 15" in text and "4096 tokens per step" in text and "TFLOP/s" in text, text
     assert "aten::mm" in text and "Optimizer.step#Muon.step" in text
+    forward = {part: float(ms) for ms, part in re.findall(r"([\d.]+)  of these in forward of (\S+)", text)}
+    assert 0 < forward["blocks.*.fc"] < forward["blocks.*"], "with all that it calls, the layers together"
     times = [float(line.split()[0]) for line in text.splitlines() if " % " in line and "aten::" in line]
     assert len(times) > 15 and times == sorted(times, reverse=True) and times[0] > 0
     assert "MFU" not in text  # the peak of a CPU is not known
