@@ -177,11 +177,12 @@ def paced_seconds() -> float:
 
     All of it by the mean of all looks: a ratio of sums, which neither bursts nor the noise of single looks move.
     """
-    now = cpu_seconds()
-    pace["spent"] += now - pace["cpu"]
-    pace["cpu"] = now
+    new = cpu_seconds() - pace["cpu"]
+    pace["cpu"] += new
+    pace["spent"] += new
     if pace["looks"]:
-        pace["seconds"] = max(pace["seconds"], pace["spent"] * PACE_SECONDS * pace["looks"] / pace["looking"])
+        rate = PACE_SECONDS * pace["looks"] / pace["looking"]
+        pace["seconds"] = max(pace["seconds"] + 0.1 * rate * new, rate * pace["spent"])  # a slow look stops no clock
     return pace["seconds"]
 
 

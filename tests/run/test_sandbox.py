@@ -148,11 +148,11 @@ def test_only_its_own_folder_can_be_written(run, tmp_path):
     forbidden = [Path(place) / "intruder" for place in places]
     source = attempts(*(f"open('{path}', 'w')" for path in forbidden), "open('mine', 'w')", "open('/tmp/x', 'w')")
     assert re.search(r"done: .\"open\('mine', 'w'\)\", \"open\('/tmp/x', 'w'\)\".$", run(source).tail, re.MULTILINE)
+    assert {path.name for path in (tmp_path / "runs/t/0001").iterdir()} == {"train.py", "run.log", "mine"}
     # Beside its folder is its own /tmp in this test: what it writes there is not here, and gone with it.
     beside = [tmp_path / place / "intruder" for place in (".", "home", "runs/t", "runs/t/0000")]
     run(attempts(*(f"open('{path}', 'w')" for path in beside)))
     assert not any(os.path.exists(path) for path in forbidden + beside)
-    assert {path.name for path in (tmp_path / "runs/t/0001").iterdir()} == {"train.py", "run.log", "mine"}
 
 
 @needs_bubblewrap
