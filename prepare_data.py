@@ -399,10 +399,10 @@ def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: 
     note_first("evaluated")
     graph, held = graph_of(model, vocab_size, batch_size)
     write_graph(graph, held, folder)
-    tokens = torch.zeros(graph["shape"], dtype=torch.long, device=next(model.parameters()).device)
-    write_map(model, tokens, folder / "parts.txt")
     if RECORD:
         write_record(RECORD)
+    tokens = torch.zeros((1, graph["shape"][1]), dtype=torch.long, device=next(model.parameters()).device)
+    write_map(model, tokens, folder / "parts.txt")
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:

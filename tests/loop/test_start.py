@@ -59,7 +59,7 @@ def refused(folder, *words, **env) -> str:
     said = done.stdout if words[0] == "check" else done.stderr
     assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     assert words[0] == "check" or said.count("\n") == 1, said
-    return re.sub(r"\n +mend: ", "; ", said)
+    return re.sub(r"\n +fix: ", "; ", said)
 
 
 @pytest.mark.slow
