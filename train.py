@@ -574,6 +574,7 @@ def fits_in_memory(batch):
         use_fast_paths(batch)
         for _ in range(2):
             train_step(itertools.repeat(batch), 0, 0.0).item()
+        undo_steps(weights)
         with autocast:
             check_model(model, tokenizer, rows_per_pass)  # for the scorer: better told now than after the training
     except torch.OutOfMemoryError:

@@ -196,7 +196,8 @@ def make_graph(model: torch.nn.Module, some: Tensor, others: Tensor) -> tuple[di
             reason = f"{place}{name}{' '.join(str(error).split())[:300]}"
             raise ValueError(NO_GRAPH.format(reason)) from error
     pairs = zip(held, held_then, strict=False)
-    if json.dumps(graph) != json.dumps(again) or not all(a is b or torch.equal(a, b) for a, b in pairs):
+    same = all(a is b or torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)  # NaN is not equal to itself
+    if json.dumps(graph) != json.dumps(again) or not same:
         reason = "in eval mode it does something else for other tokens, in ways that no operator shows"
         raise ValueError(NO_GRAPH.format(reason))
     return graph, held
