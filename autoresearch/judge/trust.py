@@ -184,7 +184,7 @@ class Limits:
 
 
 LIMITS = {
-    "cpu": Limits(tolerance=0.01, slack=0.5, start=5, cold_start=15, hand_over=1.5),
+    "cpu": Limits(tolerance=0.01, slack=0.5, start=5, cold_start=15, hand_over=3),
     "h100": Limits(tolerance=0.02, slack=5, start=40, cold_start=60, hand_over=20),
 }
 MORE_WORK = 1.4  # times the usual cost of a run: a clock that was slowed down makes more of it
