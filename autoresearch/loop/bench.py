@@ -98,8 +98,11 @@ class Bench:
 def make_slots(args: Namespace, scale: str, log: Log) -> list[Slot]:
     """One slot, one per GPU, or as many as were asked for; the CPU's threads are divided between them."""
     if args.ray:
-        train = ray_training(log)
-        return [Slot(f"ray {number}", train=train) for number in range(cluster.connect(args.ray, scale))]
+        import prepare_data
+
+        nodes = cluster.connect(args.ray, scale, prepare_data.read_meta()["fingerprint"], log.say)
+        train = functools.partial(cluster.run_on_cluster, say=log.say, nodes=nodes)
+        return [Slot(f"ray {number}", train=train) for number in range(nodes.slots)]
     if args.gpus and scale == "cpu":
         fail("--gpus is for the h100 scale; at the cpu scale give --slots N")
     if args.slots and scale != "cpu":
@@ -121,14 +124,6 @@ def visible_gpus(wanted: str) -> list[str]:
     if not chosen or not set(chosen) <= set(there):
         fail(f"--gpus {wanted}: there is no such GPU here; there are: {', '.join(there) or 'none'}")
     return chosen
-
-
-def ray_training(log: Log) -> Train:
-    """run_on_cluster() for this machine's prepared data."""
-    import prepare_data
-
-    fingerprint = prepare_data.read_meta()["fingerprint"]
-    return functools.partial(cluster.run_on_cluster, say=log.say, expected_fingerprint=fingerprint)
 
 
 # -----------------------------------------------------------------------------
@@ -230,9 +225,6 @@ def collect(bench: Bench) -> list[tuple[Task, RunResult]]:
 def take(bench: Bench, task: Task, run: Future[RunResult]) -> RunResult | None:
     """A result, believed and in the journal; None where the run is made again, in this session or in the next."""
     session, folder, error = bench.session, bench.folder_of(task), run.exception()
-    if isinstance(error, cluster.ClusterError):
-        session.blocked = str(error)
-        return None
     if not error and run.result().status == "interrupted":
         return None
     if was_lost(session, folder, error or run.result()):

@@ -8,12 +8,9 @@ import time
 from pathlib import Path
 
 from autoresearch.files import ROOT, data_root
-from autoresearch.guard import GB
 from autoresearch.loop.session import Session, notify
 from autoresearch.nouns import RunResult
 from autoresearch.run import sandbox
-
-FREE_BYTES = int(1.25 * sandbox.FREE_GB * GB)  # of disk before anything is begun; a run ends at FREE_GB
 
 
 def cannot_write(session: Session, folder: Path) -> bool:
@@ -22,8 +19,8 @@ def cannot_write(session: Session, folder: Path) -> bool:
     for place in (ROOT, ROOT / "runs", folder, data_root()):
         if place.exists() and not os.access(place, os.W_OK):
             problem = f"{place} cannot be written to"
-        elif place.exists() and shutil.disk_usage(place).free < FREE_BYTES:
-            problem = f"less than {FREE_BYTES / GB:.2f} GB of disk are left at {place}"
+        elif place.exists():
+            problem = sandbox.lack_of_room(place) or problem
     if problem and problem != session.complaint:
         session.log.show(f"waiting: {problem}")
         notify(session, f"a person is needed: {problem}")

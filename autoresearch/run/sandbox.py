@@ -34,6 +34,7 @@ THREADS = 4096  # besides what the machine runs already
 DISK_GB = 5  # written by one run, into its folder and the compile caches
 FILES = 200_000  # in a run's folder
 FREE_GB = 1  # less free disk than this ends a run
+ROOM_GB = 1.25  # less free disk than this, and none begins
 CACHE_GB = 10  # of compile caches kept between runs
 SHM_GB = 2  # of /dev/shm inside bubblewrap
 
@@ -194,6 +195,12 @@ def command_line(
     plan = limits | {"folder": str(folder), "caches": str(caches), "measured": str(folder / GUARDED)}
     inside = bubblewrap(folder, shown, caches) if mode != "off" and not bubblewrap_problem() else []
     return under_guard([*inside, *command], grace, plan)
+
+
+def lack_of_room(place: Path) -> str:
+    """The reason why no run may begin that writes there, or ""."""
+    left = shutil.disk_usage(place).free
+    return f"less than {ROOM_GB:.2f} GB of disk are left at {place}" if left < ROOM_GB * GB else ""
 
 
 def make_folders(paths: list[Path]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from loop_helpers import make_repository, make_session
 
-from autoresearch.loop import disk
 from autoresearch.loop.bench import Bench, Slot, run_all
 from autoresearch.loop.inflight import bench_of
 from autoresearch.nouns import Experiment, Proposal, RunResult, Task
@@ -18,7 +17,7 @@ from autoresearch.prove.trials import Trials, note_run, read_journal, runs_befor
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.ledger import read_journal as read_search_journal
 from autoresearch.record.repository import open_repository
-from autoresearch.run.cluster import ClusterError
+from autoresearch.run import sandbox
 
 GOOD = RunResult("ok", 1.0, 2.0)
 CRASH = RunResult("crash", 1.0, error="OSError: [Errno 28] No space left on device")
@@ -158,21 +157,15 @@ def test_three_faults_in_a_row_stop_the_bench(bench, task):
     assert bench.session.blocked.startswith("three faults in a row, the last: a fault of the loop: RuntimeError")
 
 
-def test_a_node_that_is_not_fit_is_for_a_person(bench, task):
-    ran = ends(bench, ClusterError("node a has other data"))
-    assert run_all(bench, [task(42), task(43)]) == [] and ran == [42]
-    assert bench.session.blocked == "node a has other data"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("outcome", [CRASH, OSError(28, "No space left on device")])
 def test_a_run_that_failed_for_lack_of_space_is_made_again(bench, task, journaled, monkeypatch, outcome):
     """The disk is full when the run ends, and somebody makes room a moment later."""
-    enough = disk.FREE_BYTES
+    enough = sandbox.ROOM_GB
 
     def fill_disk():
-        monkeypatch.setattr(disk, "FREE_BYTES", 10**18)
-        threading.Timer(0.3, monkeypatch.setattr, (disk, "FREE_BYTES", enough)).start()
+        monkeypatch.setattr(sandbox, "ROOM_GB", 10**9)
+        threading.Timer(0.3, monkeypatch.setattr, (sandbox, "ROOM_GB", enough)).start()
 
     ran = ends(bench, outcome, CRASH, at_first=lambda folder: fill_disk())
     results = run_all(bench, [task(42)])
