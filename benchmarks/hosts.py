@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/run"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hosts import Host, Hosts, own_world, problem, wait_until
-from loop_helpers import LEAVE_RECORD, check_invariants, make_repository, rows_of
+from loop_helpers import LEAVE_RECORD, check_invariants, git, make_repository, rows_of
 from prove_helpers import make_stub, report_in, runs_in, switched, write_kept
 from shipped import TRAIN
 
@@ -67,6 +67,7 @@ class Search:
             make_repository(self.repo, train or STUB.replace("SECONDS", str(seconds)), serial=False)
             program = (self.repo / "program.md").read_text()
             (self.repo / "program.md").write_text(program.replace("baseline_repeats: 2", "baseline_repeats: 0"))
+            git(self.repo, "commit", "-qam", "one run of the baseline")
         self.log, self.process = self.head.disk / "home/printed.txt", None
 
     def start(self, *options: str, verb: str = "", env: dict[str, str] | None = None) -> None:

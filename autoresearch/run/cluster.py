@@ -58,6 +58,7 @@ MAX_LOSSES = 3  # workers or nodes lost under one run, before it is taken for th
 AT_ONCE = 60.0  # seconds between two losses that may have one cause: Ray notices each after 20 to 40
 LEFT_OUT = 60.0  # seconds for which a node that is not fit gets no run; then it is looked at again
 ANSWER = 120.0  # seconds for a node to say at the start whether it is fit: its Python starts, its data is read
+SILENCE = 10.0  # seconds without a word from a run, which says something each second: is its node still there?
 CANCEL_SECONDS = 2 * GRACE + 20  # for a stopped run to be gone; a node that takes longer is out of reach
 
 
@@ -258,18 +259,22 @@ def follow(stream: Any, should_stop: Callable[[], bool], nodes: Nodes, left_out:
     """
     import ray
 
-    begun, awaited = False, stream
-    while not should_stop() and (begun or nodes.left_out == left_out):
+    node, heard, awaited = "", time.monotonic(), stream
+    while not should_stop() and (node or nodes.left_out == left_out):
         if not ray.wait([awaited], timeout=0.2)[0]:
-            continue
-        if awaited is stream:
+            if node and time.monotonic() > heard + SILENCE:  # Ray itself waits minutes for a host that lost its power
+                if not any(node == name_node(each) and each["Alive"] for each in ray.nodes()):
+                    raise ray.exceptions.NodeDiedError(f"{node} is dead")
+                heard = time.monotonic()
+        elif awaited is stream:
             try:
                 awaited = next(stream)  # which may lie on a node that is out of reach
             except StopIteration:
                 return
         else:
-            yield ray.get(awaited)
-            begun, awaited = True, stream
+            item = ray.get(awaited)
+            node, heard, awaited = item[0], time.monotonic(), stream
+            yield item
     ray.cancel(stream)  # a KeyboardInterrupt in the task; the stream ends when the task has
     deadline = time.monotonic() + CANCEL_SECONDS
     with contextlib.suppress(ray.exceptions.RayError, StopIteration):

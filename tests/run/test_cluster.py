@@ -307,6 +307,11 @@ def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
     check_invariants(repo)
 
 
+def test_the_loss_of_several_nodes_at_once_is_no_doing_of_a_run():
+    nodes = cluster.Nodes({}, lost=[(0.0, "node a"), (9.0, "node b"), (900.0, "node a"), (905.0, "node a")])
+    assert [cluster.was_alone(nodes, *each) for each in nodes.lost] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
 def test_an_address_without_a_cluster_is_one_line(address, tmp_path):
     (tmp_path / "ray").mkdir()
