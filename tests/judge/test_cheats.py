@@ -12,8 +12,8 @@ import os
 import re
 import resource
 import runpy
-import statistics
 import shutil
+import statistics
 import sys
 import time
 import traceback

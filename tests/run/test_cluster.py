@@ -19,10 +19,8 @@ import pytest
 from loop_helpers import (
     ROOT,
     STUB,
-    append,
     check_invariants,
     make_repository,
-    proposer_script,
     rows_of,
     start_loop,
     wait_for,
@@ -291,8 +289,8 @@ cluster.run_on_cluster(source, folder, RunOptions("cpu", 7, 600, sandbox="off"),
 def test_the_whole_loop_goes_on_when_a_node_dies(machines, scratch, tmp_path):
     repo = make_repository(tmp_path / "repo")
     other = machines.add_node(**NODE)
-    edits = [append(f"import time; time.sleep(5); N = {number}", f"sleeps {number}") for number in range(4)]
-    options = ("--experiments", "4", "--ray", machines.address, "--command", proposer_script(repo, edits))
+    edit = '(echo "import time; time.sleep(5); N = $$"; cat train.py) > new; mv new train.py; echo "sleeps $$"'
+    options = ("--experiments", "4", "--ray", machines.address, "--command", edit)
     loop = start_loop(repo, *options, env={"PYTHONUNBUFFERED": "1"})
     try:
         wait_for(lambda: (repo / "runs/t/0002/seed42/train.py").exists())
