@@ -168,7 +168,7 @@ AGAIN = 75  # the exit code that asks for another start
 process_times, cpu_seconds = os.times, time.process_time  # bound here: a train.py might replace those
 noted: dict[str, Any] = {"batches": 0, "training_tokens": 0}
 pace = dict.fromkeys(("cpu", "spent", "looks", "looking", "looked", "seconds"), 0.0)  # the clock of the cpu scale
-PACE_SECONDS = 0.0287  # CPU time of look() on the machine that the cpu scale was made on
+PACE_SECONDS = 0.026  # CPU time of look() on the machine that the cpu scale was made on
 PACE_EVERY = 0.2  # CPU seconds between two looks at how fast the machine is now
 
 
