@@ -6,8 +6,7 @@ search edits; data, batches, the time budget and the metric come from prepare_da
     AUTORESEARCH_SCALE=cpu python train.py    # the small version, on any machine
     AUTORESEARCH_SEED=7 python train.py       # another seed; AUTORESEARCH_STEPS=50: steps instead of the time budget
 
-The public autoresearch run's recipe of March 2026 and nanochat's later rounds: rotary embeddings, value embeddings,
-QK-norm, relu^2 MLPs, a sliding attention window, Muon for matrices, AdamW for the rest.
+The recipe is that of the public autoresearch run of March 2026, with changes from nanochat's later rounds.
 """
 
 import ctypes
@@ -290,13 +289,11 @@ loss_and_gradients = torch.func.grad_and_value(summed_loss, argnums=(0, 1))
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """The mean of summed_loss() per token, a chunk of the tokens at a time: the float32 logits never exist whole.
-
-    The forward pass computes the gradients too, up to a factor, so no logits are kept or computed twice.
-    """
+    """The mean of summed_loss() per token, a chunk of the tokens at a time: the float32 logits never exist whole."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, chunk):
+        # It computes the gradients too, up to a factor, so no logits are kept or computed twice.
         head = weight.to(x.dtype)
         total, x_grads, weight_grad = 0, [], 0
         for some_x, some_targets in zip(x.split(chunk), targets.split(chunk), strict=True):
@@ -574,7 +571,6 @@ def fits_in_memory(batch):
         use_fast_paths(batch)
         for _ in range(2):
             train_step(itertools.repeat(batch), 0, 0.0).item()
-        undo_steps(weights)
         with autocast:
             check_model(model, tokenizer, rows_per_pass)  # for the scorer: better told now than after the training
     except torch.OutOfMemoryError:

@@ -15,7 +15,7 @@ from autoresearch.propose.command import README
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "autoresearch").rglob("*.py"))]
-LINES = {"agent_loop.py": 300, "prepare_data.py": 450, "train.py": 655}  # others: 400
+LINES = {"agent_loop.py": 300, "prepare_data.py": 450, "train.py": 650}  # others: 400
 FUNCTION_LINES = 60
 WHOLE = 15_050
 EXAMPLE = "autoresearch/propose/NAME.py"  # a file for the reader to write
