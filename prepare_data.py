@@ -389,20 +389,21 @@ def check_model(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -
 
 
 def hand_over(model: torch.nn.Module, vocab_size: int, batch_size: int, folder: Path) -> None:
-    """Write the model into a folder, for the scorer, and a map of it, for whoever proposes the next one."""
+    """Write the model into a folder, for the scorer; in a run also a map of it, for whoever proposes the next one."""
     import torch
 
     from autoresearch.judge.handover import write_graph
-    from autoresearch.judge.parts import write_map
 
     noted.pop("evaluated", None)  # of a second one the later moments count, as its model is what is scored
     note_first("evaluated")
     graph, held = graph_of(model, vocab_size, batch_size)
     write_graph(graph, held, folder)
     if RECORD:
+        from autoresearch.judge.parts import write_map
+
         write_record(RECORD)
-    tokens = torch.zeros((1, graph["shape"][1]), dtype=torch.long, device=next(model.parameters()).device)
-    write_map(model, tokens, folder / "parts.txt")
+        tokens = torch.zeros((1, graph["shape"][1]), dtype=torch.long, device=next(model.parameters()).device)
+        write_map(model, tokens, folder / "parts.txt")
 
 
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
