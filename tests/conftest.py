@@ -40,6 +40,14 @@ def prepared() -> Path:
     return folder
 
 
+@pytest.fixture
+def repo(tmp_path: Path, prepared: Path) -> Path:
+    """A repository with the loop's files and a train.py that does not train."""
+    from loop_helpers import make_repository
+
+    return make_repository(tmp_path / "repo")
+
+
 def pytest_report_header() -> str:
     """Say so where the train.py that is tested is not the one in the folder."""
     if shipped_train() == (ROOT / "train.py").read_text():

@@ -55,6 +55,14 @@ def git(folder, *args) -> str:
     return subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def commit_all(folder: Path, message: str) -> None:
+    """Commit all there is, as a user that git knows."""
+    git(folder, "config", "user.email", "test@localhost")
+    git(folder, "config", "user.name", "test")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", message)
+
+
 def make_repository(folder: Path, train: str = STUB, serial: bool = True) -> Path:
     """A fresh git repository with the project's files and `train` as train.py.
 
@@ -74,10 +82,7 @@ def make_repository(folder: Path, train: str = STUB, serial: bool = True) -> Pat
         program = program.replace("repairs: 2", "repairs: 0")
         (folder / ".git/serial").touch()  # for printed_loop.py
     (folder / "program.md").write_text(program)
-    git(folder, "config", "user.email", "test@localhost")
-    git(folder, "config", "user.name", "test")
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "start")
+    commit_all(folder, "start")
     return folder
 
 

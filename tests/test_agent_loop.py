@@ -32,12 +32,6 @@ from loop_helpers import (
 from agent_loop import parse_arguments
 from autoresearch.row import HEADER, row_line, row_message, row_of_message
 
-
-@pytest.fixture
-def repo(tmp_path, prepared):
-    return make_repository(tmp_path / "repo")
-
-
 # -----------------------------------------------------------------------------
 # Outcomes
 

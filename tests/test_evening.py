@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from loop_helpers import git
+from loop_helpers import commit_all, git
 from shipped import ROOT, TRAIN, shipped_commit
 
 # What a demo may well find: the first helps at the cpu scale, the second is a constant of both scales.
@@ -30,10 +30,7 @@ def fresh_clone(folder: Path) -> Path:
         program = program.replace(before, after)
     program = program.replace("---\n", "---\nkill_after: 900\n", 1)  # however slow the machine is
     (folder / "program.md").write_text(program)
-    git(folder, "config", "user.email", "test@localhost")
-    git(folder, "config", "user.name", "test")
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "as it is here")
+    commit_all(folder, "as it is here")
     return folder
 
 

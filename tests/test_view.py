@@ -17,7 +17,6 @@ from loop_helpers import (
     PRINTED_LOOP,
     check_invariants,
     git,
-    make_repository,
     proposer_script,
     rows_of,
     set_level,
@@ -26,11 +25,6 @@ from loop_helpers import (
 
 STOP, GO_ON = b"\x13", b"\x11"  # Ctrl-S, Ctrl-Q
 NIGHT = 300  # seconds after which a test has hung
-
-
-@pytest.fixture
-def repo(tmp_path, prepared):
-    return make_repository(tmp_path / "repo")
 
 
 def loop_line(repo: Path, *edits: str, experiments: int = 2) -> str:

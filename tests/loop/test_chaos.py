@@ -44,11 +44,6 @@ sys.stdout.write(f"\\n---\\nval_bpb:          {{LEVEL:.6f}}\\ntraining_seconds: 
 {LEAVE_RECORD}"""
 
 
-@pytest.fixture
-def repo(tmp_path, prepared):
-    return make_repository(tmp_path / "repo")
-
-
 # -----------------------------------------------------------------------------
 # Chaos
 

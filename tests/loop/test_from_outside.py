@@ -13,7 +13,6 @@ import time
 import pytest
 from loop_helpers import (
     ROOT,
-    make_repository,
     make_session,
     processes_in,
     proposer_script,
@@ -27,11 +26,6 @@ from loop_helpers import (
 from autoresearch import notify
 from autoresearch.loop.session import set_limits
 from autoresearch.settings import Settings, parse_program
-
-
-@pytest.fixture
-def repo(tmp_path, prepared):
-    return make_repository(tmp_path / "repo")
 
 
 def set_in_program(repo, **values) -> None:

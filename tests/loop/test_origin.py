@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from loop_helpers import git
+from loop_helpers import commit_all, git
 
 from autoresearch.loop import origin
 from autoresearch.loop.origin import find_origin
@@ -37,10 +37,7 @@ def repo(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(SHIPPED)
     (tmp_path / ".gitignore").write_text("runs/\n")
     git(tmp_path, "init", "-q", "-b", "main")
-    git(tmp_path, "config", "user.email", "test@localhost")
-    git(tmp_path, "config", "user.name", "test")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-qm", "start")
+    commit_all(tmp_path, "start")
     return tmp_path
 
 

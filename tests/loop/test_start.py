@@ -15,7 +15,6 @@ from loop_helpers import (
     ROOT,
     check_invariants,
     git,
-    make_repository,
     proposer_script,
     rows_of,
     run_loop,
@@ -34,11 +33,6 @@ VERBS = [
     ["profile"],
     ["propose"],
 ]
-
-
-@pytest.fixture
-def repo(tmp_path, prepared):
-    return make_repository(tmp_path / "repo")
 
 
 def state(folder) -> dict[str, str]:
