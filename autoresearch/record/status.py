@@ -184,10 +184,9 @@ def facts(status: Json) -> list[tuple[str, str, str]]:
         about += f"; {noise['drift']}" if noise["drift"] else ""
         lines += [("noise of a run", f"{noise['sigma']:.6f}", about)]
     lines += proof_facts(status)
-    about = ", ".join(
-        f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "tried"
-    )
-    lines += [("experiments", str(counts["tried"]), about)]
+    said = {name.replace("_", " "): count for name, count in counts.items() if count and name != "tried"}
+    words = [plural(count, name[:-1]) if name.endswith("s") else f"{count} {name}" for name, count in said.items()]
+    lines += [("experiments", str(counts["tried"]), ", ".join(words))]
     if failing := status["failing"]:
         about = f"since the last result; the last: {failing['last']}"
         lines += [("no proposal", f"{failing['proposals']}", about)]
